@@ -1,0 +1,158 @@
+"""The three compiled programs of the runner: begin, advance, finish.
+
+A lane block is a fixed number of draws advanced side by side by one program: `vmap` over the lanes of one device, `shard_map`
+over the devices. The number of steps of a call is a traced loop bound and the steps write into a buffer of fixed capacity, so
+any chunk length, a longer run and a resumed one are the same program, and give the same bits. The step index is shared by all
+lanes and stays outside `vmap`: batched, it would turn every branch on it into a select.
+
+Two things keep a cheap kernel as fast as a bare scan: step keys are hashed for KEY_BLOCK steps at a time, and counts that do not
+depend on the state (one gradient a step, say) are multiplied on the host, not summed on the device.
+
+Shapes: ids [lanes], each and states [lanes, ...], buffer [capacity, lanes, ...].
+"""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Literal
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from gensamp import core
+from gensamp.core import Info, PyTree, Sampler
+from gensamp.parallel import AXIS, per_device
+
+__all__ = ["COUNTS", "advance", "advance_finite", "begin", "finish", "lane_shapes", "recorded_row", "resolve"]
+
+ROWS = P(None, AXIS)
+KEY_BLOCK = 64
+COUNTS = ("gradients", "densities", "forwards")
+
+
+def resolve(maker: Any, each: PyTree) -> Sampler:
+    """The sampler of one lane: itself, or made from that lane's slice of `each`."""
+    return maker if isinstance(maker, Sampler) else maker(each)
+
+
+@partial(jax.jit, static_argnames="mesh")
+def begin(maker, each, key, ids, initial, *, mesh: Mesh):
+    """States [lanes, ...] at `initial` positions, or (None) at draws from the start."""
+
+    def one(maker, each, key, id, position):
+        return core.begin(jax.random.fold_in(key, id), resolve(maker, each), position)
+
+    def device(maker, each, key, ids, initial):
+        return jax.vmap(one, in_axes=(None, 0, None, 0, 0))(maker, each, key, ids, initial)
+
+    split = (P(), P(AXIS), P(), P(AXIS), P(AXIS))
+    return per_device(device, mesh, split_in=split, split_out=P(AXIS))(maker, each, key, ids, initial)
+
+
+@partial(jax.jit, static_argnames=("counted", "mesh"), donate_argnames=("states", "buffer"))
+def advance(maker, each, key, ids, states, buffer, start, stop, first, thin, *, counted: tuple[str, ...], mesh: Mesh):
+    """Steps start <= i < stop of samplers without end; the draw of step i stands in row (i - first) // thin of the buffer.
+
+    Rows are overwritten until the last of their `thin` steps; steps before `first` (warm-up) fall on row 0.
+    Returns states, the counts named in `counted` summed over this call (int32 [lanes] each), and the buffer.
+    """
+
+    def device(maker, each, key, ids, states, buffer, start, stop, first, thin):
+        keys = _lane_keys(key, ids)
+
+        def step(i, step_keys, carry):
+            states, counts, diverged, buffer = carry
+            states, info, positions = _step(maker, each, step_keys, states, i)
+            diverged = info.diverged | (diverged & ((i - first) % thin != 0))
+            row = recorded_row(replace(info, diverged=diverged), positions)
+            slot = jnp.maximum((i - first) // thin, 0)
+            buffer = jax.tree.map(lambda b, x: jax.lax.dynamic_update_index_in_dim(b, x, slot, 0), buffer, row)
+            return states, {name: counts[name] + getattr(info, name) for name in counted}, diverged, buffer
+
+        def block(number, carry):
+            begin = start + number * KEY_BLOCK
+            step_keys = jax.vmap(_event_keys, in_axes=(None, 0))(keys, begin + 1 + jnp.arange(KEY_BLOCK, dtype=jnp.int32))
+            end = jnp.minimum(begin + KEY_BLOCK, stop)
+            return jax.lax.fori_loop(begin, end, lambda i, carry: step(i, step_keys[i - begin], carry), carry)
+
+        counts = {name: jnp.zeros(ids.shape, jnp.int32) for name in counted}
+        carry = (states, counts, jnp.zeros(ids.shape, bool), buffer)
+        states, counts, _, buffer = jax.lax.fori_loop(0, (stop - start + KEY_BLOCK - 1) // KEY_BLOCK, block, carry)
+        return states, counts, buffer
+
+    split = (P(), P(AXIS), P(), P(AXIS), P(AXIS), ROWS, P(), P(), P(), P())
+    mapped = per_device(device, mesh, split_in=split, split_out=(P(AXIS), P(AXIS), ROWS))
+    return mapped(maker, each, key, ids, states, buffer, start, stop, first, thin)
+
+
+@partial(jax.jit, static_argnames="mesh", donate_argnames=("states", "totals"))
+def advance_finite(maker, each, key, ids, states, totals, start, stop, *, mesh: Mesh):
+    """Steps start <= i < stop of finite samplers; `totals` is the Info summed over steps so far, per lane."""
+
+    def device(maker, each, key, ids, states, totals, start, stop):
+        keys = _lane_keys(key, ids)
+
+        def body(i, carry):
+            states, totals = carry
+            states, info, _ = _step(maker, each, _event_keys(keys, i + 1), states, i)
+            return states, core.add_info(totals, info)
+
+        return jax.lax.fori_loop(start, stop, body, (states, totals))
+
+    split = (P(), P(AXIS), P(), P(AXIS), P(AXIS), P(AXIS), P(), P())
+    mapped = per_device(device, mesh, split_in=split, split_out=(P(AXIS), P(AXIS)))
+    return mapped(maker, each, key, ids, states, totals, start, stop)
+
+
+@partial(jax.jit, static_argnames="mesh")
+def finish(maker, each, states, *, mesh: Mesh):
+    """Positions [lanes, ...] and log weights [lanes] or [lanes, population] (or None) of finished states."""
+
+    def one(maker, each, state):
+        sampler = resolve(maker, each)
+        return sampler.position(state), None if sampler.log_weight is None else sampler.log_weight(state)
+
+    def device(maker, each, states):
+        return jax.vmap(one, in_axes=(None, 0, 0))(maker, each, states)
+
+    return per_device(device, mesh, split_in=(P(), P(AXIS), P(AXIS)), split_out=P(AXIS))(maker, each, states)
+
+
+def lane_shapes(maker, each, states) -> tuple[Info, PyTree, dict[str, int]]:
+    """Info and position of one step of one lane, as shapes, and the counts that are the same number at every step."""
+
+    def one(key, maker, each, state):
+        _, info, position = _step_one(maker, each, key, state, jnp.int32(0))
+        return info, position
+
+    each, state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), (each, states))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    jaxpr, (info, position) = jax.make_jaxpr(one, return_shape=True)(key, maker, each, state)
+    outputs = dict(zip(COUNTS, jaxpr.jaxpr.outvars, strict=False))
+    fixed = {name: int(output.val) for name, output in outputs.items() if isinstance(output, Literal)}
+    return info, position, fixed
+
+
+def recorded_row(info: Info, position: PyTree) -> PyTree:
+    """What is recorded of one draw of a chain without end."""
+    return {"position": position, "acceptance": info.acceptance, "diverged": info.diverged, "extra": info.extra}
+
+
+def _lane_keys(key, ids):
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, ids)
+
+
+def _event_keys(keys, event):
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, event)
+
+
+def _step(maker, each, keys, states, index):
+    return jax.vmap(_step_one, in_axes=(None, 0, 0, 0, None))(maker, each, keys, states, index)
+
+
+def _step_one(maker, each, key, state, index):
+    sampler = resolve(maker, each)
+    state, info = sampler.step(key, state, index)
+    return state, info, sampler.position(state)

@@ -1,0 +1,261 @@
+"""The host's side of a run: the loops between compiled blocks, and what they keep.
+
+`Run` holds what has been recorded, the counts and the bill, and saves and restores them. `run_chains` advances chains without
+end, all lane blocks in step; `run_finite` makes the draws of a finite sampler one lane block after another.
+"""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from gensamp import lanes
+from gensamp.core import Bill, Info, PyTree
+from gensamp.parallel import AXIS, put
+from gensamp.plan import Plan
+from gensamp.store import DiskStore, MemoryStore, load_checkpoint, save_checkpoint
+
+__all__ = ["Run", "run_chains", "run_finite"]
+
+BUFFER_BYTES = 2**25
+BUFFER_ROWS = 2**16
+BLOCK_SECONDS = 0.5
+SAVE_SECONDS = 2.0
+TUNE, SAMPLE = 0, 1
+
+
+class Run:
+    """Draws recorded so far, the step the lanes stand at, counts, the bill of both phases, and when to save.
+
+    done: draws recorded, per chain. index: the next step (of the lane block in progress, for a finite sampler).
+    """
+
+    def __init__(self, plan: Plan, shelf: MemoryStore | DiskStore, started: float) -> None:
+        self.plan, self.shelf = plan, shelf
+        self.clock: Any = None
+        self.bar: Any = None
+        saved = None if shelf.checkpoint is None else load_checkpoint(shelf.checkpoint)
+        progress = {"done": 0, "index": 0, "nonfinite": 0, "bills": [[0, 0, 0, 0.0, 0.0]] * 2, "lanes": {}}
+        progress |= {} if saved is None else saved[1]
+        self.done, self.index, self.nonfinite = (int(progress[name]) for name in ("done", "index", "nonfinite"))
+        self.bills = [Bill(*map(int, row[:3]), *map(float, row[3:])) for row in progress["bills"]]
+        self.saved_lanes: dict[str, np.ndarray] = progress["lanes"]
+        self.phase = TUNE if plan.num_steps is None and self.index < plan.warmup else SAMPLE
+        self.mark, self.compile_mark = started, 0.0
+        self.saved_at, self.save_cost = time.perf_counter(), 0.0
+        self.pace = 16
+
+    def timed(self, began: float, compiled: float, steps: int) -> None:
+        """A block of `steps` steps is over: move the bar, and set the pace of the next one."""
+        self.bar.update(steps)
+        seconds = time.perf_counter() - began - (self.clock.seconds - compiled)
+        if seconds < BLOCK_SECONDS / 2:
+            self.pace *= 4
+        elif seconds > 2 * BLOCK_SECONDS:
+            self.pace = max(1, self.pace // 2)
+
+    def steps(self, per_draw: int = 1) -> int:
+        """Steps the next block may take."""
+        return self.pace if self.plan.chunk is None else self.plan.chunk * per_draw
+
+    def count(self, gradients: Any, densities: Any, forwards: Any) -> None:
+        """Add evaluations to the bill of the present phase."""
+        self.bills[self.phase] += Bill(*(int(np.sum(n, dtype=np.int64)) for n in (gradients, densities, forwards)))
+
+    def settle(self, phase: int | None = None) -> None:
+        """Charge the seconds since the last settling to the present phase, and go on with `phase`."""
+        now, compiled = time.perf_counter(), self.clock.seconds
+        self.bills[self.phase] += Bill(wall_seconds=now - self.mark, compile_seconds=compiled - self.compile_mark)
+        self.mark, self.compile_mark = now, compiled
+        self.phase = self.phase if phase is None else phase
+
+    def record(self, chains: slice, draws: slice, values: PyTree) -> None:
+        """Write values [chain, draw, ...] and count those that are not finite."""
+        self.shelf.write(chains, draws, values)
+        leaves = [np.asarray(a).reshape(*a.shape[:2], -1) for a in jax.tree.leaves(values["position"])]
+        if not all(np.isfinite(a).all() for a in leaves):
+            self.nonfinite += int(np.any([~np.isfinite(a).all(axis=2) for a in leaves], axis=0).sum())
+
+    def save(self, carried: PyTree, *, last: bool = False) -> None:
+        """Checkpoint the lanes, at most every few seconds, so that saving stays a small part of the run."""
+        due = time.perf_counter() - self.saved_at > max(SAVE_SECONDS, 20 * self.save_cost)
+        if self.shelf.checkpoint is None or not (due or last):
+            return
+        began = time.perf_counter()
+        self.settle()
+        tree = {
+            "done": self.done, "index": self.index, "nonfinite": self.nonfinite,
+            "bills": [[b.gradients, b.densities, b.forwards, b.wall_seconds, b.compile_seconds] for b in self.bills],
+            "lanes": {str(i): np.asarray(_data(leaf)) for i, leaf in enumerate(jax.tree.leaves(carried))},
+        }  # fmt: skip
+        save_checkpoint(self.shelf.checkpoint, self.index + self.done * (1 + (self.plan.num_steps or 0)), tree)
+        self.saved_at = time.perf_counter()
+        self.save_cost = self.saved_at - began
+
+    def restored(self, like: PyTree, rows: np.ndarray) -> PyTree:
+        """Saved lanes in place of `like`, on its devices, cut to `rows`."""
+        leaves, structure = jax.tree.flatten(like)
+        saved = [self.saved_lanes[str(i)][rows] for i in range(len(leaves))]
+        keyed = [_like_key(value, leaf) for value, leaf in zip(saved, leaves, strict=True)]
+        return put(jax.tree.unflatten(structure, keyed), self.plan.mesh, P(AXIS))
+
+    def recorded(self) -> tuple[dict[str, Any], Info]:
+        """What the store holds by name, and the Info of the run."""
+        if self.shelf.arrays is None:
+            return {"position": None}, Info(0, 0, 0, None, None)
+        arrays = self.shelf.read(self.done)
+        if self.plan.num_steps is None:
+            total = self.bills[TUNE] + self.bills[SAMPLE]
+            info = Info(total.gradients, total.densities, total.forwards, arrays["acceptance"], arrays["diverged"], arrays["extra"])
+            return arrays, info
+        if self.plan.population > 1:
+            arrays = jax.tree.map(lambda a: a[0], arrays)
+        return arrays, Info(**arrays["info"])
+
+
+def run_chains(plan: Plan, run: Run, until: Any) -> bool:
+    """Advance chains without end to their last draw; True when the stopping rule ended them before it."""
+    firsts = range(0, plan.width, plan.lanes)
+    blocks = [plan.block(first) for first in firsts]
+    states = [lanes.begin(plan.maker, each, plan.key, ids, initial, mesh=plan.mesh) for each, ids, initial in blocks]
+    if run.saved_lanes:
+        rows = [np.minimum(np.arange(first, first + plan.lanes), plan.width - 1) for first in firsts]
+        states = [run.restored(state, row) for state, row in zip(states, rows, strict=True)]
+    else:
+        _check_start(_joined(states, plan.width))
+    info, position, fixed = lanes.lane_shapes(plan.maker, blocks[0][0], states[0])
+    counted = tuple(name for name in lanes.COUNTS if name not in fixed)
+    row = lanes.recorded_row(info, position)
+    run.shelf.open(_with_axes(row, plan.width), plan.num_draws)
+    row_bytes = plan.width * sum(a.dtype.itemsize * int(np.prod(a.shape)) for a in jax.tree.leaves(row))
+    capacity = int(np.clip(BUFFER_BYTES // max(row_bytes, 1), 1, BUFFER_ROWS))
+    buffers = [_zeros(_with_axes(row, capacity, plan.lanes), plan.mesh, lanes.ROWS) for _ in blocks]
+
+    def advance(stop: int, first: int) -> None:
+        began, compiled = time.perf_counter(), run.clock.seconds
+        span = [np.int32(value) for value in (run.index, stop, first, plan.thin)]
+        counts = []
+        for b, (each, ids, _) in enumerate(blocks):
+            states[b], count, buffers[b] = lanes.advance(
+                plan.maker, each, plan.key, ids, states[b], buffers[b], *span, counted=counted, mesh=plan.mesh
+            )
+            counts.append(count)
+        jax.block_until_ready(buffers)
+        summed = {name: fixed[name] * (stop - run.index) * plan.width for name in fixed}
+        run.count(**summed, **(_joined(counts, plan.width) if counted else {}))
+        run.timed(began, compiled, stop - run.index)
+        run.index = stop
+
+    def flush(base: int, reached: int) -> None:
+        for b, first in enumerate(firsts):
+            chains = slice(first, min(first + plan.lanes, plan.width))
+            valid = (slice(reached - base), slice(chains.stop - first))
+            run.record(chains, slice(base, reached), jax.tree.map(lambda a: np.moveaxis(np.asarray(a)[valid], 0, 1), buffers[b]))  # noqa: B023
+        run.done = reached
+
+    run.bar.update(run.index)
+    while run.index < plan.warmup:
+        stop = min(run.index + run.steps(), plan.warmup)
+        advance(stop, stop)
+    run.settle(phase=SAMPLE)
+    reached = run.done
+    flushed = time.perf_counter()
+    look = plan.num_draws if until is None else until.next_look(reached)
+    while reached < plan.num_draws:
+        room = min(plan.num_draws, run.done + capacity, look)
+        reached = min(room, reached + max(1, run.steps(plan.thin) // plan.thin))
+        advance(plan.warmup + reached * plan.thin, plan.warmup + run.done * plan.thin)
+        if reached == room or time.perf_counter() - flushed > BLOCK_SECONDS:
+            flush(run.done, reached)
+            flushed = time.perf_counter()
+            stopped = reached == look and until is not None
+            stopped = stopped and until.met(jax.tree.map(lambda a: a[:, :reached], run.shelf.arrays["position"]))  # noqa: B023
+            run.save(_joined(states, plan.width), last=stopped or reached == plan.num_draws)
+            if stopped:
+                return True
+            look = look if reached < look or until is None else until.next_look(reached)
+    return False
+
+
+def run_finite(plan: Plan, run: Run, num_steps: int) -> None:
+    """Make the draws of a finite sampler, lane block after lane block."""
+    each, ids, _ = plan.block(0)
+    states = jax.eval_shape(lambda: lanes.begin(plan.maker, each, plan.key, ids, None, mesh=plan.mesh))
+    info, _, _ = lanes.lane_shapes(plan.maker, each, states)
+    made = jax.eval_shape(lambda states: lanes.finish(plan.maker, each, states, mesh=plan.mesh), states)
+    run.shelf.open(_with_axes(_recorded_draw(info, *jax.tree.map(_one_lane, made)), 1), plan.num_draws)
+    run.bar.update(run.done // plan.lanes * num_steps + run.index)
+    while run.done < plan.num_draws:
+        each, ids, _ = plan.block(run.done)
+        states = lanes.begin(plan.maker, each, plan.key, ids, None, mesh=plan.mesh)
+        totals = _zeros(_with_axes(info, plan.lanes), plan.mesh, P(AXIS))
+        carried = (states, totals)
+        if run.index and run.saved_lanes and len(run.saved_lanes["0"]) == plan.lanes:
+            carried = run.restored(carried, np.arange(plan.lanes))
+        else:
+            run.index = 0
+        while run.index < num_steps:
+            began, compiled = time.perf_counter(), run.clock.seconds
+            stop = min(run.index + run.steps(), num_steps)
+            span = (np.int32(run.index), np.int32(stop))
+            carried = lanes.advance_finite(plan.maker, each, plan.key, ids, *carried, *span, mesh=plan.mesh)
+            jax.block_until_ready(carried)
+            run.timed(began, compiled, stop - run.index)
+            run.index = stop
+            run.save(carried)
+        positions, log_weights = lanes.finish(plan.maker, each, carried[0], mesh=plan.mesh)
+        totals = replace(carried[1], acceptance=np.asarray(carried[1].acceptance) / np.float32(max(num_steps, 1)))
+        rows = slice(run.done, min(run.done + plan.lanes, plan.num_draws))
+        values = _recorded_draw(totals, positions, log_weights)
+        values = jax.tree.map(lambda a: np.asarray(a)[None, : rows.stop - rows.start], values)  # noqa: B023
+        run.record(slice(0, 1), rows, values)
+        counted = values["info"]
+        run.count(counted["gradients"], counted["densities"], counted["forwards"])
+        run.done, run.index, run.saved_lanes = rows.stop, 0, {}
+        run.save((), last=run.done == plan.num_draws)
+
+
+def _recorded_draw(info: Info, position: PyTree, log_weight: Any) -> dict[str, Any]:
+    """What is recorded of a finite draw."""
+    row = {"position": position, "info": {name: getattr(info, name) for name in Info.__dataclass_fields__}}
+    return row if log_weight is None else row | {"log_weight": log_weight}
+
+
+def _one_lane(leaf) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+
+
+def _check_start(state: PyTree) -> None:
+    """Refuse chains that stand where the target, or what the sampler caches of it, is not finite."""
+    bad = [~np.isfinite(a).reshape(len(a), -1).all(axis=1) for a in jax.tree.leaves(state) if jnp.issubdtype(a.dtype, jnp.floating)]
+    if bad and np.any(bad):
+        chains = np.flatnonzero(np.any(bad, axis=0)).tolist()
+        raise ValueError(
+            f"chains {chains} start where the log density or its gradient is not finite; give initial= positions inside the support"
+        )
+
+
+def _joined(states: list[PyTree], width: int) -> PyTree:
+    """The states of all lane blocks as host arrays [chain, ...], without padding."""
+    return jax.tree.map(lambda *parts: np.concatenate([np.asarray(_data(part)) for part in parts])[:width], *states)
+
+
+def _with_axes(shapes: PyTree, *axes: int) -> PyTree:
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct((*axes, *a.shape), a.dtype), shapes)
+
+
+def _zeros(shapes: PyTree, mesh, spec) -> PyTree:
+    return put(jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes), mesh, spec)
+
+
+def _data(leaf):
+    """The numbers of a leaf; of keys, their words."""
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
+def _like_key(value: np.ndarray, leaf):
+    return jax.random.wrap_key_data(value, impl=jax.random.key_impl(leaf)) if _data(leaf) is not leaf else value

@@ -1,0 +1,183 @@
+"""What `sample` was asked for, checked: every bad input is named here, before anything is compiled.
+
+`make_plan` turns the arguments of `sample` into a `Plan`: one pair of a sampler (or a maker of samplers) and its per-lane
+inputs, the width of the run in chains or draws, and how it is cut into lane blocks.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from gensamp import core
+from gensamp.core import Model, PyTree, Sampler, check_key
+from gensamp.lanes import resolve
+from gensamp.parallel import AXIS, put
+from gensamp.parallel import mesh as device_mesh
+from gensamp.store import fingerprint
+
+__all__ = ["Plan", "make_plan"]
+
+LANE_ELEMENTS = 2**18
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A checked run: width chains (or finite draws) in blocks of `lanes`, all inputs placed on the mesh."""
+
+    key: Any
+    maker: Any
+    each: Any
+    initial: Any
+    mesh: Mesh
+    num_steps: int | None
+    width: int
+    lanes: int
+    num_draws: int
+    warmup: int
+    thin: int
+    chunk: int | None
+    population: int
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run, lane blocks of a finite sampler one after another."""
+        if self.num_steps is None:
+            return self.warmup + self.num_draws * self.thin
+        return self.num_steps * -(-self.num_draws // self.lanes)
+
+    def identity(self) -> dict[str, str]:
+        """What a stored run must share to be the same run; its number of draws may grow, its lanes and devices may change."""
+        chains = self.num_steps is None
+        return {
+            "key": fingerprint(self.key), "sampler": fingerprint(self.maker), "number of chains": str(self.width if chains else 1),
+            "warm-up": str(self.warmup), "thinning": str(self.thin), "initial positions": fingerprint(self.initial),
+            "rows of each": fingerprint(self.each) if chains else "",
+        }  # fmt: skip
+
+    def block(self, first: int) -> tuple[PyTree, Any, PyTree]:
+        """each, ids and initial of the lanes from row `first`, padded with copies of the last row."""
+        ids = np.arange(first, first + self.lanes, dtype=np.uint32)
+        rows = np.minimum(ids, self.width - 1)
+        each, initial = jax.tree.map(lambda a: a[rows], (self.each, self.initial))
+        return put((each, ids, initial), self.mesh, P(AXIS))
+
+
+def make_plan(
+    key, sampler, num_draws, *, num_chains, warmup, thin, initial, each, mesh, batch, chunk, until, store, resume
+) -> Plan:  # fmt: skip
+    """The Plan of a call to `sample`, or a TypeError or ValueError of one sentence."""
+    check_key(key)
+    _check_counts(num_draws=(num_draws, 1), warmup=(warmup, 0), thin=(thin, 1))
+    optional = {"num_chains": (num_chains, 1), "batch": (batch, 2), "chunk": (chunk, 1)}
+    _check_counts(**{name: pair for name, pair in optional.items() if pair[0] is not None})
+    if resume and store is None:
+        raise ValueError("resume=True needs store=, the path of the run to go on with")
+    each = jax.tree.map(np.asarray, each)
+    maker, one = _maker(sampler, each)
+    if one.num_steps is None:
+        width = _num_chains(num_chains, each, initial)
+    else:
+        width = num_draws
+        _check_finite(one, num_chains, warmup, thin, initial, until, each, num_draws, store)
+    mesh = device_mesh(1) if mesh is None else mesh
+    if tuple(mesh.axis_names) != (AXIS,):
+        raise ValueError(f"mesh has axes {mesh.axis_names}; expected the one axis of gensamp.parallel.mesh()")
+    event = jax.eval_shape(_start, jax.eval_shape(lambda: jax.random.key(0)), maker, _first(each))
+    if initial is not None:
+        initial = _check_initial(initial, event)
+    if batch is None:
+        batch = -(-width // mesh.size)
+        if one.num_steps is not None:
+            size = max(1, sum(int(np.prod(a.shape)) for a in jax.tree.leaves(event)))
+            batch = min(batch, 2 ** max(1, int(np.log2(max(1, LANE_ELEMENTS // size)))))
+    key, maker = put((key, maker), mesh, P())
+    return Plan(
+        key=key, maker=maker, each=each, initial=initial, mesh=mesh, num_steps=one.num_steps, width=int(width),
+        lanes=int(batch) * mesh.size, num_draws=int(num_draws), warmup=int(warmup), thin=int(thin),
+        chunk=None if chunk is None else int(chunk), population=one.traits.population,
+    )  # fmt: skip
+
+
+def _check_counts(**counts) -> None:
+    for name, (value, least) in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise ValueError(f"{name} is {value!r}; expected an integer of at least {least}")
+
+
+def _maker(sampler, each) -> tuple[Any, Sampler]:
+    """The sampler or maker as a pytree, and one sampler it makes (as shapes)."""
+    if isinstance(sampler, Model):
+        raise TypeError("sample got a Model; fit it and pass model.sampler(fitted.params)")
+    if each is None:
+        if not isinstance(sampler, Sampler):
+            raise TypeError(f"sample got {type(sampler).__name__}; expected a Sampler, or with each= a function (each) -> Sampler")
+        return sampler, sampler
+    if isinstance(sampler, Sampler) or not callable(sampler):
+        raise TypeError(f"each= came with {type(sampler).__name__}; expected a function from one slice of each to a Sampler")
+    _leading(each, "each")
+    maker = sampler if isinstance(sampler, jax.tree_util.Partial) else jax.tree_util.Partial(sampler)
+    one = jax.eval_shape(maker, _first(each))
+    if not isinstance(one, Sampler):
+        raise TypeError(f"the function given with each= returned {type(one).__name__}; expected a Sampler")
+    return maker, one
+
+
+def _num_chains(num_chains, each, initial) -> int:
+    asked = {"num_chains": num_chains, "each": _leading(each, "each"), "initial": _leading(initial, "initial")}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if len(set(asked.values())) > 1:
+        raise ValueError(f"the numbers of chains differ, {asked}; give them one leading axis")
+    return next(iter(asked.values()), 4)
+
+
+def _check_finite(one: Sampler, num_chains, warmup, thin, initial, until, each, num_draws, store) -> None:
+    given = {"num_chains": num_chains, "initial": initial, "until": until, "warmup": warmup or None, "thin": None if thin == 1 else thin}
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"{name} was given for a finite sampler, whose draws are independent of each other; leave it out")
+    if each is not None and _leading(each, "each") != num_draws:
+        raise ValueError(f"each has {_leading(each, 'each')} rows for {num_draws} draws of a finite sampler; expected one per draw")
+    if one.traits.population > 1 and store is not None:
+        raise ValueError("a finite population is returned in memory; leave store out")
+
+
+def _check_initial(initial: PyTree, event: PyTree) -> PyTree:
+    if jax.tree.structure(initial) != jax.tree.structure(event):
+        got, expected = jax.tree.structure(initial), jax.tree.structure(event)
+        raise ValueError(f"initial has the structure {got}; expected positions like {expected} with a leading chain axis")
+
+    def check(value, shape):
+        value = np.asarray(value)
+        if value.shape[1:] != shape.shape:
+            raise ValueError(f"initial has shape {list(value.shape)}; expected [chain, {', '.join(map(str, shape.shape))}]")
+        if not np.isfinite(value).all():
+            bad = np.flatnonzero(~np.isfinite(value).reshape(len(value), -1).all(axis=1)).tolist()
+            raise ValueError(f"initial is not finite for chains {bad}; expected finite positions")
+        return value.astype(shape.dtype)
+
+    return jax.tree.map(check, initial, event)
+
+
+def _leading(tree: PyTree, name: str) -> int | None:
+    """The leading axis shared by all leaves of a tree; None for no tree."""
+    if tree is None:
+        return None
+    sizes = {np.shape(a)[0] if np.ndim(a) else None for a in jax.tree.leaves(tree)}
+    if len(sizes) != 1 or None in sizes:
+        shapes = [list(np.shape(a)) for a in jax.tree.leaves(tree)]
+        raise ValueError(f"{name} has shapes {shapes}; expected arrays that share one leading axis of chains or draws")
+    return int(sizes.pop())
+
+
+def _first(each: PyTree) -> PyTree:
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], jax.dtypes.canonicalize_dtype(a.dtype)), each)
+
+
+def _start(key, maker, each):
+    """A position: what `initial` must look like, one chain of it."""
+    sampler = resolve(maker, each)
+    return sampler.position(core.begin(key, sampler))

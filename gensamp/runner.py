@@ -1,0 +1,168 @@
+"""sample: the one runner, for chains without end and for finite samplers alike.
+
+A run is a Python loop over compiled blocks of steps (`lanes.py`). Between them, and only there, stand the progress bar, the
+writing of draws, the checkpoint, the stopping rule and Ctrl-C; no callback enters compiled code. The number of steps of a block
+is an argument of the program, so one compilation serves warm-up, the odd tail, a longer run and a resumed one, and block lengths
+adapt to about half a second unless `chunk` fixes them.
+
+Chains without end advance together. The draws of a finite sampler are made one lane block after another.
+
+    leading axes of what comes out:   endless [chain, draw]    finite [1, draw]    finite population [run, particle]
+"""
+
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from tqdm.auto import tqdm
+
+from gensamp.clock import compile_clock
+from gensamp.core import Info, Ledger, PyTree
+from gensamp.loops import Run, run_chains, run_finite
+from gensamp.plan import make_plan
+from gensamp.store import DiskStore, MemoryStore
+
+__all__ = ["Draws", "Until", "sample", "shown"]
+
+Ending = Literal["finished", "converged", "interrupted", "failed"]
+
+
+@dataclass(frozen=True)
+class Until:
+    """When to stop chains before `num_draws`: every coordinate has bulk and tail ESS >= ess and rank R-hat <= rhat.
+
+    ess: effective draws over all chains. rhat: None to ask for ESS alone. minimum: draws per chain before the first look.
+    Looks come at fixed draw counts, each half as many again as the last, so where a run stops does not depend on timing.
+    """
+
+    ess: float | int = 400
+    rhat: float | int | None = 1.01
+    minimum: int = 100
+
+    def next_look(self, num_draws: int) -> int:
+        """The first draw count above `num_draws` at which the rule looks."""
+        look = self.minimum
+        while look <= num_draws:
+            look = int(np.ceil(1.5 * look))
+        return look
+
+    def met(self, position: PyTree) -> bool:
+        """Whether draws [chain, draw, ...] satisfy the rule (Vehtari et al. 2021, by arviz-stats)."""
+        from arviz_stats.base import array_stats
+
+        for leaf in jax.tree.leaves(position):
+            flat = np.asarray(leaf, np.float64).reshape(*leaf.shape[:2], -1)
+            bulk = array_stats.ess(flat, chain_axis=0, draw_axis=1, method="bulk")
+            tail = array_stats.ess(flat, chain_axis=0, draw_axis=1, method="tail", prob=(0.05, 0.95))
+            if not min(np.min(bulk), np.min(tail)) >= self.ess:
+                return False
+            if self.rhat is not None and not np.max(array_stats.rhat(flat, chain_axis=0, draw_axis=1)) <= self.rhat:
+                return False
+        return True
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """What comes out of `sample`.
+
+    position: tree of arrays with the leading axes of the module's docstring (zarr arrays when a store was given). log_weight:
+    like the leading axes, or None. info: for chains the counts summed over the run (Python integers) with acceptance (of the
+    step that ended at the draw) and diverged (since the last draw) per draw; for finite samplers all per draw. ledger: the
+    bill, with warm-up under `tune`; the evaluation that stands a chain at its start is not a step and not in it. ending: how
+    the run ended. message: what a person should know: why it did not finish, or draws that are not finite. nonfinite: draws with a NaN or an infinity in their position.
+    """
+
+    position: Any
+    log_weight: Any
+    info: Info
+    ledger: Ledger
+    ending: Ending
+    message: str
+    nonfinite: int
+
+
+def sample(
+    key: Any,
+    sampler: Any,
+    num_draws: int,
+    *,
+    num_chains: int | None = None,
+    warmup: int = 0,
+    thin: int = 1,
+    initial: PyTree = None,
+    each: PyTree = None,
+    mesh: Mesh | None = None,
+    batch: int | None = None,
+    chunk: int | None = None,
+    until: Until | None = None,
+    store: Any = None,
+    resume: bool = False,
+    progress: bool | None = None,
+) -> Draws:
+    """Draw from any sampler.
+
+    Args:
+        key: a typed key. Chain (or draw) c at step i uses fold_in(fold_in(key, c), i + 1): draws depend on nothing else.
+        sampler: a Sampler, or with `each` a Partial (one slice of each) -> Sampler.
+        num_draws: draws per chain; for a finite sampler, draws (runs, for a population).
+        num_chains: chains of a sampler without end, 4 by default (or as `each` or `initial` says).
+        warmup: steps thrown away first; billed under `tune`.
+        thin: steps per recorded draw.
+        initial: positions [chain, ...] to start from, instead of the sampler's own start.
+        each: tree of arrays with a leading chain (or draw) axis: class labels, step sizes, observations.
+        mesh: devices to spread over (`parallel.mesh()`); one device by default.
+        batch: lanes per device and program, at least 2. By default all draws of a device (for finite samplers as many as fit
+            in 2^18 numbers). Draws have the same bits for any chunk, interruption and sub-mesh when it is set.
+        chunk: draws (finite: steps) per compiled block at most; by default blocks last about half a second.
+        until: stop early when the rule is met; num_draws is then the most.
+        store: path of a zarr group to write draws to; host memory then does not grow with the number of draws.
+        resume: go on with the run in `store`; a larger num_draws extends a finished one.
+        progress: show a bar; by default only in a terminal or a notebook.
+
+    Returns:
+        Draws. After Ctrl-C, or a failure once something was recorded, it holds what was recorded and says so.
+
+    Raises:
+        TypeError, ValueError, FileExistsError: bad input, in one sentence, before the sampling program is compiled.
+    """
+    started = time.perf_counter()
+    plan = make_plan(
+        key, sampler, num_draws, num_chains=num_chains, warmup=warmup, thin=thin, initial=initial, each=each, mesh=mesh,
+        batch=batch, chunk=chunk, until=until, store=store, resume=resume,
+    )  # fmt: skip
+    shelf = MemoryStore() if store is None else DiskStore(store, plan.identity(), resume)
+    run = Run(plan, shelf, started)
+    ending: Ending = "finished"
+    message = ""
+    with compile_clock() as run.clock, tqdm(total=plan.total_steps, disable=not shown(progress), unit="step") as run.bar:
+        try:
+            if plan.num_steps is not None:
+                run_finite(plan, run, plan.num_steps)
+            elif run_chains(plan, run, until):
+                ending = "converged"
+        except KeyboardInterrupt:
+            ending, message = "interrupted", f"interrupted after {run.done} of {num_draws} draws"
+        except Exception as error:
+            if run.done == 0:
+                raise
+            ending, message = "failed", f"failed after {run.done} of {num_draws} draws: {error}"
+        run.settle()
+    if run.nonfinite:
+        message = "; ".join(filter(None, [message, f"{run.nonfinite} draws hold a NaN or an infinity (kept, and counted)"]))
+    if message:
+        warnings.warn(message, stacklevel=2)
+    recorded, info = run.recorded()
+    return Draws(
+        position=recorded["position"], log_weight=recorded.get("log_weight"), info=info, ledger=Ledger(tune=run.bills[0], sample=run.bills[1]),
+        ending=ending, message=message, nonfinite=run.nonfinite,
+    )  # fmt: skip
+
+
+def shown(progress: bool | None) -> bool:
+    """Whether to show a progress bar: as asked, else in a terminal or a notebook."""
+    return (sys.stderr.isatty() or "ipykernel" in sys.modules) if progress is None else progress

@@ -1,0 +1,141 @@
+"""Draws on disk (zarr) and checkpoints (orbax).
+
+A run's draws go to a zarr group: `position` (or `position/<leaf>`), `acceptance`, `diverged`, `log_weight`, ..., each
+[chain, draw, ...], readable by any zarr library while the run is going on. Beside the group `run.zarr` stands
+`run.zarr.checkpoint` with the state of the chains after the last recorded draw. Draws are written first and the checkpoint
+after them, so a run killed at any moment resumes from its checkpoint and writes the same bits again.
+"""
+
+import hashlib
+import logging
+import re
+from pathlib import Path as FilePath
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gensamp.core import PyTree
+
+__all__ = ["DiskStore", "MemoryStore", "fingerprint", "load_checkpoint", "save_checkpoint"]
+
+CHUNK_BYTES = 2**22
+
+
+class MemoryStore:
+    """Draws kept in host memory, in arrays [chain, draw, ...] sized for the whole run."""
+
+    checkpoint = None
+
+    def __init__(self) -> None:
+        self.arrays: PyTree = None
+
+    def open(self, shapes: PyTree, num_draws: int) -> None:
+        """Make room for `num_draws` draws; `shapes` has one draw of all chains, [chain, ...]."""
+        self.arrays = jax.tree.map(lambda a: np.empty((a.shape[0], num_draws, *a.shape[1:]), a.dtype), shapes)
+
+    def write(self, chains: slice, draws: slice, values: PyTree) -> None:
+        """Record values [chain, draw, ...]."""
+        jax.tree.map(lambda array, value: array.__setitem__((chains, draws), value), self.arrays, values)
+
+    def read(self, num_draws: int) -> PyTree:
+        """The first `num_draws` draws."""
+        return jax.tree.map(lambda array: array[:, :num_draws], self.arrays)
+
+
+class DiskStore:
+    """Draws kept in a zarr group at `path`; see the module's docstring.
+
+    Raises (all before anything is compiled or overwritten):
+        FileExistsError: the path holds a run and resume is False.
+        ValueError: it holds another run (names what differs), or something that is no run of ours.
+    """
+
+    def __init__(self, path: str | FilePath, identity: dict[str, str], resume: bool) -> None:
+        import zarr
+
+        self.path = FilePath(path)
+        self.checkpoint = self.path.with_name(self.path.name + ".checkpoint")
+        if self.path.exists() and any(self.path.iterdir()):
+            try:
+                found = zarr.open_group(self.path, mode="r").attrs.get("gensamp_run")
+            except (FileNotFoundError, ValueError):
+                found = None
+            if found is None:
+                raise ValueError(f"store {self.path} exists and holds no run of gensamp; choose another path")
+            if not resume:
+                raise FileExistsError(f"store {self.path} already holds a run; pass resume=True to go on with it, or another path")
+            differs = sorted(part for part in identity if found.get(part) != identity[part])
+            if differs:
+                raise ValueError(f"store {self.path} belongs to another run: its {', '.join(differs)} differ; choose another path")
+        self.group = zarr.open_group(self.path, mode="a")
+        self.group.attrs["gensamp_run"] = identity
+        self.arrays: PyTree = None
+
+    def open(self, shapes: PyTree, num_draws: int) -> None:
+        """Create the arrays, or take the ones that are there and stretch them to `num_draws`."""
+
+        def array(path, one):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            shape = (one.shape[0], num_draws, *one.shape[1:])
+            if name in self.group:
+                existing: Any = self.group[name]
+                existing.resize((one.shape[0], max(num_draws, existing.shape[1]), *one.shape[1:]))
+                return existing
+            rows = max(1, min(num_draws, CHUNK_BYTES // max(1, one.dtype.itemsize * int(np.prod(one.shape)))))
+            return self.group.create_array(name, shape=shape, chunks=(one.shape[0], rows, *one.shape[1:]), dtype=one.dtype)
+
+        self.arrays = jax.tree_util.tree_map_with_path(array, shapes)
+
+    def write(self, chains: slice, draws: slice, values: PyTree) -> None:
+        """Record values [chain, draw, ...]."""
+        jax.tree.map(lambda array, value: array.__setitem__((chains, draws), value), self.arrays, values)
+
+    def read(self, num_draws: int) -> PyTree:
+        """The arrays on disk, as zarr arrays cut to `num_draws`: nothing is loaded."""
+        for array in jax.tree.leaves(self.arrays):
+            array.resize((array.shape[0], num_draws, *array.shape[2:]))
+        return self.arrays
+
+
+def fingerprint(tree: Any) -> str:
+    """A digest of a pytree's structure and leaves that is the same in every process (function addresses left out)."""
+    leaves, structure = jax.tree.flatten(tree)
+    digest = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", str(structure)).encode())
+    for leaf in leaves:
+        if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        leaf = np.asarray(leaf)
+        digest.update(f"{leaf.dtype}{leaf.shape}".encode() + leaf.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save_checkpoint(folder: str | FilePath, step: int, tree: PyTree) -> None:
+    """Save a tree of arrays and Python numbers as checkpoint `step` of `folder`; atomic, the last two are kept."""
+    with _checkpointer(folder) as checkpointer:
+        checkpointer.save(step, _plain(tree), overwrite=True)
+
+
+def load_checkpoint(folder: str | FilePath) -> tuple[int, PyTree] | None:
+    """The newest checkpoint of `folder` as (step, tree of NumPy arrays and numbers), or None where there is none."""
+    if not FilePath(folder).exists():
+        return None
+    with _checkpointer(folder) as checkpointer:
+        latest = checkpointer.latest
+        return None if latest is None else (latest.step, checkpointer.load(latest.step))
+
+
+def _checkpointer(folder):
+    from contextlib import closing
+
+    from orbax.checkpoint import v1
+
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    policy = v1.training.preservation_policies.LatestN(2)
+    return closing(v1.training.Checkpointer(FilePath(folder).absolute(), preservation_policy=policy, cleanup_tmp_directories=True))
+
+
+def _plain(tree: PyTree) -> PyTree:
+    """Leaves orbax can write: NumPy arrays and Python numbers."""
+    return jax.tree.map(lambda a: a.item() if isinstance(a, np.generic) else a, tree)

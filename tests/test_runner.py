@@ -1,0 +1,297 @@
+"""The runner: one compilation, draws that depend on their keys alone, every ending, every bad input."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import chains_by_hand
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from chains_by_hand import autoregression, convolution
+from jax.tree_util import Partial
+
+import gensamp as gs
+from gensamp.clock import compile_clock
+
+KEY = jax.random.key(0)
+
+
+def test_endless_draws_have_chain_and_draw_axes_and_counts():
+    draws = gs.sample(KEY, autoregression(), 50, num_chains=3, warmup=20)
+    assert draws.position.shape == (3, 50, 3)
+    assert draws.info.acceptance.shape == draws.info.diverged.shape == (3, 50)
+    assert draws.ledger.tune.gradients == 3 * 20
+    assert draws.ledger.sample.gradients == 3 * 50
+    assert draws.info.gradients == 3 * 70
+    assert draws.ending == "finished" and draws.log_weight is None and draws.nonfinite == 0
+
+
+def test_finite_draws_have_one_chain():
+    draws = gs.sample(KEY, autoregression(num_steps=5), 12)
+    assert draws.position.shape == (1, 12, 3)
+    assert draws.info.gradients.tolist() == [[5] * 12]
+    assert draws.ledger.sample.gradients == 60
+    np.testing.assert_allclose(draws.info.acceptance, 1.0)
+
+
+def test_sample_is_the_traceable_verbs_mapped():
+    """`sample` and vmap of `chain` or `draw` give the same draws, whose keys are fold_in(fold_in(key, chain), event)."""
+    keys = jax.vmap(lambda c: jax.random.fold_in(KEY, c))(jnp.arange(4))
+    chained = jax.vmap(lambda key: gs.chain(key, autoregression(), 30).position)(keys)
+    np.testing.assert_allclose(gs.sample(KEY, autoregression(), 30).position, chained, atol=1e-6)
+    drawn = jax.vmap(lambda key: gs.draw(key, convolution()).position)(keys)
+    np.testing.assert_allclose(gs.sample(KEY, convolution(), 4).position[0], drawn, atol=1e-6)
+
+
+def test_thinning_keeps_every_kth_state_after_warmup():
+    every = gs.sample(KEY, autoregression(), 60).position
+    thinned = gs.sample(KEY, autoregression(), 10, warmup=20, thin=4).position
+    np.testing.assert_array_equal(thinned, every[:, 23::4])
+
+
+@pytest.mark.parametrize("make", [autoregression, lambda: autoregression(num_steps=7)], ids=["endless", "finite"])
+def test_second_call_longer_run_and_new_leaves_compile_nothing(make, tmp_path):
+    def run(draws, sampler, **kwargs):
+        with compile_clock() as clock:
+            gs.sample(KEY, sampler, draws, batch=3, **kwargs)
+        return clock.count
+
+    assert run(24, make(), store=tmp_path / "a.zarr") > 0
+    assert run(24, make()) == 0
+    assert run(40, make()) == 0
+    assert run(40, make(), store=tmp_path / "a.zarr", resume=True) == 0
+    changed = jax.tree.map(lambda leaf: leaf * 0.9, make())
+    assert run(24, changed) == 0
+
+
+@pytest.mark.parametrize("make", [lambda: autoregression(num_steps=None), convolution], ids=["endless", "finite"])
+def test_bits_do_not_depend_on_chunks_or_sub_meshes(make):
+    sampler = make()
+    kwargs = {} if sampler.num_steps else {"num_chains": 16}
+    draws = [
+        gs.sample(KEY, sampler, 16, batch=2, chunk=chunk, mesh=gs.parallel.mesh(devices), **kwargs).position
+        for chunk, devices in [(1, 1), (7, 2), (100, 8)]
+    ]
+    np.testing.assert_array_equal(draws[0], draws[1])
+    np.testing.assert_array_equal(draws[0], draws[2])
+
+
+def test_independent_draws_compile_to_no_collective():
+    from jax.sharding import PartitionSpec as P
+
+    from gensamp import lanes, parallel
+
+    mesh = parallel.mesh(8)
+    ids = parallel.put(np.arange(16, dtype=np.uint32), mesh, P(parallel.AXIS))
+    sampler, key = parallel.put((autoregression(num_steps=3), KEY), mesh, P())
+    states = lanes.begin(sampler, None, key, ids, None, mesh=mesh)
+    info, _, _ = lanes.lane_shapes(sampler, None, states)
+    totals = jax.tree.map(lambda a: parallel.put(np.zeros((16, *a.shape), a.dtype), mesh, P(parallel.AXIS)), info)
+    hlo = lanes.advance_finite.lower(sampler, None, key, ids, states, totals, np.int32(0), np.int32(3), mesh=mesh).compile().as_text()
+    for collective in ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
+        assert collective not in hlo
+
+
+def test_each_maps_a_step_size_sweep_in_one_program():
+    rhos = np.linspace(0.0, 0.95, 6, dtype=np.float32)
+    with compile_clock() as first:
+        swept = gs.sample(KEY, Partial(autoregression), 400, each=rhos)
+    with compile_clock() as second:
+        gs.sample(KEY, Partial(autoregression), 400, each=rhos[::-1])
+    assert first.count > 0 and second.count == 0
+    lag_one = [np.corrcoef(chain[:-1, 0], chain[1:, 0])[0, 1] for chain in swept.position]
+    np.testing.assert_allclose(lag_one, rhos, atol=5 / np.sqrt(400))
+
+
+def test_each_row_is_the_sampler_made_from_it():
+    rhos = np.array([0.2, 0.7], np.float32)
+    swept = gs.sample(KEY, Partial(autoregression), 30, each=rhos).position
+    alone = gs.sample(KEY, autoregression(0.7), 30, num_chains=2).position
+    np.testing.assert_allclose(swept[1], alone[1], atol=1e-6)
+
+
+def test_initial_positions_are_where_chains_start():
+    initial = np.full((2, 3), 100.0, np.float32)
+    draws = gs.sample(KEY, autoregression(0.999), 1, initial=initial)
+    assert draws.position.shape == (2, 1, 3)
+    np.testing.assert_allclose(draws.position[:, 0], 99.9, atol=0.5)
+
+
+def test_until_stops_when_the_draws_are_good_enough_and_not_before():
+    easy = gs.sample(KEY, autoregression(0.5), 100_000, until=gs.Until(ess=400, rhat=1.05))
+    assert easy.ending == "converged"
+    assert 100 <= easy.position.shape[1] < 5_000
+    hard = gs.sample(KEY, autoregression(0.999), 300, until=gs.Until(ess=400, rhat=1.01))
+    assert hard.ending == "finished" and hard.position.shape[1] == 300
+    again = gs.sample(KEY, autoregression(0.5), 100_000, until=gs.Until(ess=400, rhat=1.05), chunk=13)
+    np.testing.assert_array_equal(easy.position, again.position)
+
+
+def test_not_finite_draws_are_counted_and_named():
+    def poison(key, state, index):
+        (x,) = state
+        return (jnp.where(index == 5, jnp.nan, 1.0) * x + index * 0.0,), gs.Info.of()
+
+    sampler = autoregression()
+    broken = gs.Sampler(sampler.start, sampler.init, Partial(poison), sampler.position)
+    with pytest.warns(UserWarning, match="NaN or an infinity"):
+        draws = gs.sample(KEY, broken, 10, num_chains=2)
+    assert draws.nonfinite == 2 * 5
+
+
+def test_interrupt_returns_what_there_is(monkeypatch):
+    from gensamp import loops
+
+    steps = iter(range(100))
+    advance = loops.lanes.advance
+
+    def interrupted(*args, **kwargs):
+        if next(steps) == 3:
+            raise KeyboardInterrupt
+        return advance(*args, **kwargs)
+
+    monkeypatch.setattr(loops.lanes, "advance", interrupted)
+    monkeypatch.setattr(loops, "BLOCK_SECONDS", 0.0)
+    with pytest.warns(UserWarning, match="interrupted after 15 of 100"):
+        draws = gs.sample(KEY, autoregression(), 100, chunk=5)
+    assert draws.ending == "interrupted"
+    monkeypatch.undo()
+    np.testing.assert_array_equal(draws.position, gs.sample(KEY, autoregression(), 15).position)
+
+
+def test_failure_returns_what_there_is(monkeypatch):
+    from gensamp import loops
+
+    steps = iter(range(100))
+    advance = loops.lanes.advance
+
+    def failing(*args, **kwargs):
+        if next(steps) == 2:
+            raise RuntimeError("the device is gone")
+        return advance(*args, **kwargs)
+
+    monkeypatch.setattr(loops.lanes, "advance", failing)
+    monkeypatch.setattr(loops, "BLOCK_SECONDS", 0.0)
+    with pytest.warns(UserWarning, match="failed after 10 of 100 draws: the device is gone"):
+        draws = gs.sample(KEY, autoregression(), 100, chunk=5)
+    assert draws.ending == "failed" and draws.position.shape == (4, 10, 3)
+
+
+def test_progress_bar_is_silent_outside_a_terminal_and_shown_when_asked(capsys):
+    gs.sample(KEY, autoregression(), 20)
+    assert capsys.readouterr().err == ""
+    gs.sample(KEY, autoregression(), 20, progress=True)
+    assert "20/20" in capsys.readouterr().err
+
+
+KILLED = """
+    import sys, jax
+    sys.path.insert(0, {tests!r})
+    import chains_by_hand, gensamp
+    sampler = chains_by_hand.{case}()
+    gensamp.sample(jax.random.key(0), sampler, {draws}, batch=2, chunk={chunk}, store={store!r}, resume=True)
+    print("finished", flush=True)
+"""
+
+
+@pytest.mark.parametrize(("case", "draws", "chunk"), [("slow_nuts", 300, 2), ("slow_convolution", 8, 3)])
+def test_a_killed_run_resumes_to_the_same_bits(case, draws, chunk, tmp_path):
+    """kill -9 after the first checkpoint, resume in a new process, compare with a run that nobody killed."""
+
+    def start():
+        code = KILLED.format(tests=os.path.dirname(__file__), case=case, draws=draws, chunk=chunk, store=str(tmp_path / "run.zarr"))
+        return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
+
+    killed = start()
+    checkpoint = tmp_path / "run.zarr.checkpoint"
+    deadline = time.monotonic() + 200
+    while not (checkpoint.exists() and any(entry.name.isdigit() for entry in checkpoint.iterdir())):
+        assert killed.poll() is None and time.monotonic() < deadline, "the run ended before its first checkpoint"
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    saved = gs.store.load_checkpoint(checkpoint)
+    assert saved is not None and 0 < saved[1]["done"] + saved[1]["index"]
+    assert saved[1]["done"] < draws, "nothing was left to resume"
+    assert "finished" in start().communicate(timeout=240)[0]
+
+    import zarr
+
+    resumed = zarr.open_group(tmp_path / "run.zarr", mode="r")["position"][:]
+    whole = gs.sample(KEY, getattr(chains_by_hand, case)(), draws, batch=2, chunk=chunk)
+    np.testing.assert_array_equal(resumed, whole.position)
+
+
+def test_stored_draws_take_little_more_than_their_bytes(tmp_path):
+    sampler = autoregression(shape=(32,))
+    draws = gs.sample(KEY, sampler, 5_000, store=tmp_path / "run.zarr")
+    stored = sum(entry.stat().st_size for entry in tmp_path.rglob("*") if entry.is_file())
+    assert stored <= 1.2 * draws.position.nbytes
+    np.testing.assert_array_equal(draws.position[:, -3:], gs.sample(KEY, sampler, 5_000).position[:, -3:])
+
+
+def test_a_finished_run_can_be_made_longer(tmp_path):
+    gs.sample(KEY, autoregression(), 30, store=tmp_path / "run.zarr")
+    longer = gs.sample(KEY, autoregression(), 50, store=tmp_path / "run.zarr", resume=True)
+    np.testing.assert_array_equal(longer.position[:], gs.sample(KEY, autoregression(), 50).position)
+    assert longer.ledger.sample.gradients == 4 * 50
+
+
+BAD = {
+    "raw key": ((jax.random.PRNGKey(0), autoregression(), 10), {}, TypeError, "expected one typed key"),
+    "integer key": ((0, autoregression(), 10), {}, TypeError, "expected one typed key"),
+    "several keys": ((jax.random.split(KEY), autoregression(), 10), {}, TypeError, "expected one key"),
+    "no sampler": ((KEY, 3.0, 10), {}, TypeError, "expected a Sampler"),
+    "no draws": ((KEY, autoregression(), 0), {}, ValueError, "num_draws is 0"),
+    "chains of a finite sampler": ((KEY, autoregression(num_steps=2), 5), {"num_chains": 4}, ValueError, "finite sampler"),
+    "warm-up of a finite sampler": ((KEY, autoregression(num_steps=2), 5), {"warmup": 4}, ValueError, "finite sampler"),
+    "thinned finite sampler": ((KEY, autoregression(num_steps=2), 5), {"thin": 2}, ValueError, "finite sampler"),
+    "initial NaN": ((KEY, autoregression(), 5), {"initial": np.array([[0, 0, 0], [0, np.nan, 0]])}, ValueError, r"chains \[1\]"),
+    "initial shape": ((KEY, autoregression(), 5), {"initial": np.zeros((4, 2))}, ValueError, r"expected \[chain, 3\]"),
+    "initial tree": ((KEY, autoregression(), 5), {"initial": {"x": np.zeros((4, 3))}}, ValueError, "structure"),
+    "chains that differ": ((KEY, autoregression(), 5), {"initial": np.zeros((4, 3)), "num_chains": 3}, ValueError, "differ"),
+    "each without a maker": ((KEY, autoregression(), 5), {"each": np.zeros(4)}, TypeError, "function from one slice"),
+    "each of a finite run": ((KEY, Partial(lambda r: autoregression(r, num_steps=2)), 5), {"each": np.zeros(4)}, ValueError, "4 rows"),
+    "a lane of one": ((KEY, autoregression(), 5), {"batch": 1}, ValueError, "batch is 1"),
+    "resume without a store": ((KEY, autoregression(), 5), {"resume": True}, ValueError, "needs store="),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named_in_one_sentence_before_compilation(case):
+    args, kwargs, error, message = BAD[case]
+    with compile_clock() as clock, pytest.raises(error, match=message) as caught:
+        gs.sample(*args, **kwargs)
+    assert clock.count == 0
+    assert "\n" not in str(caught.value)
+
+
+def test_a_start_where_the_target_is_not_finite_is_named():
+    def log_density(x):
+        return jnp.sum(jnp.log(x))
+
+    target = gs.Target.from_log_density(log_density, jnp.zeros(2))
+    initial = np.array([[1.0, 1.0], [-1.0, 1.0]])
+    with pytest.raises(ValueError, match=r"chains \[1\] start where"):
+        gs.sample(KEY, gs.mcmc.mala(target, step_size=0.1), 5, initial=initial)
+
+
+def test_a_store_of_another_run_is_refused_and_kept(tmp_path):
+    path = tmp_path / "run.zarr"
+    first = gs.sample(KEY, autoregression(), 20, store=path).position[:]
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        gs.sample(KEY, autoregression(), 20, store=path)
+    with pytest.raises(ValueError, match="belongs to another run: its key"):
+        gs.sample(jax.random.key(1), autoregression(), 20, store=path, resume=True)
+    with pytest.raises(ValueError, match="belongs to another run: its sampler"):
+        gs.sample(KEY, autoregression(0.6), 20, store=path, resume=True)
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "file").write_text("precious")
+    with pytest.raises(ValueError, match="holds no run"):
+        gs.sample(KEY, autoregression(), 20, store=tmp_path / "else")
+    np.testing.assert_array_equal(gs.sample(KEY, autoregression(), 20, store=path, resume=True).position[:], first)
