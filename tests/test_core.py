@@ -1,0 +1,129 @@
+"""The nouns: what they refuse, what they cost, and that they are pytrees with their arrays as leaves."""
+
+import functools
+import statistics
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from chains_by_hand import autoregression, convolution
+from jax.tree_util import Partial
+
+import gensamp as gs
+from gensamp import core
+
+KEY = jax.random.key(0)
+
+
+def quadratic(scale, x):
+    return -0.5 * jnp.sum((x / scale) ** 2)
+
+
+def test_a_target_from_a_function_has_its_gradient_as_score():
+    target = gs.Target.from_log_density(Partial(quadratic, 2.0), jnp.zeros(3))
+    np.testing.assert_allclose(target.score(jnp.ones(3)), -0.25 * np.ones(3))
+    assert target.template == jax.ShapeDtypeStruct((3,), jnp.float32)
+    assert target.name == "quadratic"
+
+
+def test_a_target_with_a_dict_template_is_an_argument_of_jit():
+    target = gs.Target.from_log_density(lambda x: -x["a"] ** 2 - jnp.sum(x["b"] ** 2), {"a": 0.0, "b": np.zeros(2)})
+    value = jax.jit(lambda target: target.log_density({"a": jnp.float32(2.0), "b": jnp.zeros(2)}))(target)
+    assert value == -4.0
+    assert jax.tree.map(lambda leaf: leaf, target).template == target.template
+
+
+@pytest.mark.parametrize(
+    ("log_density", "got"),
+    [(lambda x: x, r"float32\[3\]"), (lambda x: jnp.sum(x > 0), "int32"), (lambda x: (jnp.sum(x), x), "float32")],
+    ids=["vector", "integer", "tuple"],
+)
+def test_a_log_density_that_is_no_number_is_refused(log_density, got):
+    with pytest.raises(TypeError, match=f"log_density returned .*{got}.*expected one real number"):
+        gs.Target.from_log_density(log_density, jnp.zeros(3))
+
+
+@pytest.mark.parametrize("template", [jnp.arange(3), {}, None], ids=["integers", "empty", "nothing"])
+def test_a_template_that_is_no_event_is_refused(template):
+    with pytest.raises(TypeError, match="expected floating-point arrays"):
+        gs.Target.from_log_density(lambda x: 0.0, template)
+
+
+def test_data_that_are_no_events_are_refused():
+    with pytest.raises(ValueError, match="share a leading axis"):
+        gs.Target.from_data({"a": np.zeros((3, 2)), "b": np.zeros((4, 2))})
+    with pytest.raises(ValueError, match="not finite"):
+        gs.Target.from_data(np.array([[1.0], [np.nan]]))
+    assert gs.Target.from_data(np.zeros((5, 2))).template.shape == (2,)
+
+
+def test_require_says_who_needs_what_and_what_to_do():
+    target = gs.Target.from_data(np.zeros((5, 2)), name="faces")
+    with pytest.raises(ValueError, match="mala needs target.log_density, and target 'faces' has none; fit a learned map"):
+        core.require(target, "log_density", "mala")
+
+
+@pytest.mark.parametrize(
+    "function", [Partial(quadratic, 1.0), functools.partial(quadratic, 1.0), "text".count], ids=["Partial", "partial", "method"]
+)
+def test_bind_refuses_functions_that_hide_their_arrays(function):
+    with pytest.raises(TypeError, match="expected a plain function"):
+        core.bind(function)
+
+
+def test_scalars_of_any_kind_are_one_cache_key():
+    template = jax.ShapeDtypeStruct((3,), jnp.float32)
+    avals = {str(jax.typeof(core.scalar(value, template))) for value in (1, 1.0, np.float64(1), jnp.float32(1), jnp.asarray(1.0))}
+    assert avals == {"float32[]"}
+
+
+def test_draw_is_reverse_differentiable_and_sums_its_info():
+    def spread(rho):
+        return jnp.sum(gs.draw(KEY, autoregression(rho, num_steps=4)).position ** 2)
+
+    step = 1e-3
+    numeric = (spread(0.5 + step) - spread(0.5 - step)) / (2 * step)
+    np.testing.assert_allclose(jax.grad(spread)(0.5), numeric, rtol=1e-2)
+    info = gs.draw(KEY, autoregression(num_steps=4)).info
+    assert info.gradients == 4 and info.acceptance == 1.0
+
+
+def test_pmap_of_draw_works_all_the_same():
+    devices = jax.local_device_count()
+    keys = jax.random.split(KEY, devices)
+    mapped = jax.pmap(gs.draw, in_axes=(0, None))(keys, convolution()).position
+    np.testing.assert_allclose(mapped, jax.vmap(gs.draw, in_axes=(0, None))(keys, convolution()).position, atol=1e-5)
+
+
+def test_verbs_refuse_samplers_of_the_other_kind():
+    with pytest.raises(ValueError, match="no end"):
+        gs.draw(KEY, autoregression())
+    with pytest.raises(ValueError, match="finite"):
+        gs.chain(KEY, autoregression(num_steps=3), 5)
+    with pytest.raises(TypeError, match="typed key"):
+        gs.draw(jax.random.PRNGKey(0), autoregression(num_steps=3))
+
+
+def test_mesh_refuses_more_devices_than_there_are():
+    with pytest.raises(ValueError, match="expected between 1 and the"):
+        gs.parallel.mesh(10_000)
+
+
+def test_the_face_names_what_it_offers_and_nothing_else():
+    assert gs.sample is not None and gs.mcmc.mala is not None
+    assert {"sample", "mcmc", "Target"} <= set(dir(gs))
+    with pytest.raises(AttributeError, match="no attribute 'smaple'"):
+        _ = gs.smaple
+
+
+def test_import_costs_little_more_than_jax():
+    """Median of 10 fresh processes each, interleaved: at most 1.3 x `import jax`."""
+    seconds = {"jax": [], "gensamp": []}
+    for _ in range(10):
+        for module, times in seconds.items():
+            code = f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
+            times.append(float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout))
+    assert statistics.median(seconds["gensamp"]) <= 1.3 * statistics.median(seconds["jax"])
