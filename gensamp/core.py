@@ -200,6 +200,14 @@ class Target:
         template = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), data)
         return cls(template=template, data=data, name=name, **known)
 
+    @classmethod
+    def from_numpyro(cls, model: Callable, *args: Any, **kwargs: Any) -> "Target":
+        """The posterior of a numpyro model called with these arguments; see `gensamp.targets.from_numpyro`."""
+        # Upwards, and only when asked: the noun itself needs neither numpyro nor the package of targets.
+        from gensamp.targets.posteriors import from_numpyro
+
+        return from_numpyro(model, *args, **kwargs)
+
 
 def _flatten_target(target: Target):
     fields = [f.name for f in dataclasses.fields(Target) if f.name not in ("template", "name")]

@@ -1,0 +1,119 @@
+"""What every chain takes - a step size, a metric, a start - read and checked before anything is compiled.
+
+The checks of *values* apply to concrete numbers only: inside traced code (a sweep over step sizes, an adaptation) a factory
+gets tracers, and then checks shapes alone.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from blackjax.mcmc.metrics import Metric, gaussian_euclidean
+from jax.flatten_util import ravel_pytree
+from jax.tree_util import Partial
+
+from gensamp.core import PyTree, Target, bind, require, scalar
+
+__all__ = ["dimension", "euclidean", "read_log_density", "read_metric", "read_start", "read_step_size", "strong"]
+
+
+def dimension(template: PyTree) -> int:
+    """The number of coordinates of one event, all leaves together."""
+    return sum(int(np.prod(a.shape)) for a in jax.tree.leaves(template))
+
+
+def read_log_density(target: Target, by: str) -> Partial:
+    """The log density, with +inf made NaN, which every kernel rejects.
+
+    A path that overflows can end where rounding makes the log density +inf (inf - inf, with the wrong sign): accepted, the
+    chain would never come back.
+
+    Raises:
+        ValueError: the target has none.
+    """
+    return bind(_below_infinity, require(target, "log_density", by))
+
+
+def read_step_size(step_size: Any, template: PyTree, by: str) -> jax.Array:
+    """The step size as a scalar in the template's dtype.
+
+    Raises:
+        ValueError: it is not one number, or a concrete number that is not positive and finite.
+    """
+    if jnp.shape(step_size) != ():
+        raise ValueError(
+            f"{by} got a step_size of shape {list(jnp.shape(step_size))}; expected one number; sweep over "
+            "several with each= or vmap"
+        )
+    if _concrete(step_size) and not 0 < float(step_size) < float("inf"):
+        raise ValueError(f"{by} got step_size {float(step_size)}; expected a positive finite number")
+    return scalar(step_size, template)
+
+
+def read_metric(inverse_mass_matrix: Any, template: PyTree, by: str) -> jax.Array:
+    """The inverse mass matrix over the flattened event: [d] (a diagonal) or [d, d]; None is the identity.
+
+    Raises:
+        ValueError: another shape, or concrete values that are not positive definite.
+    """
+    size = dimension(template)
+    if inverse_mass_matrix is None:
+        return jnp.ones((size,), scalar(0, template).dtype)
+    shape = jnp.shape(inverse_mass_matrix)
+    if shape not in ((size,), (size, size)):
+        raise ValueError(
+            f"{by} got an inverse_mass_matrix of shape {list(shape)}; expected [{size}] (variances) or [{size}, {size}] (a "
+            "covariance) over the flattened event, leaves in jax.tree order"
+        )
+    if _concrete(inverse_mass_matrix) and not _positive_definite(np.asarray(inverse_mass_matrix, np.float64)):
+        raise ValueError(f"{by} got an inverse_mass_matrix that is not positive definite; pass variances or a covariance")
+    return jnp.asarray(inverse_mass_matrix, scalar(0, template).dtype)
+
+
+def read_start(start: Any, template: PyTree) -> Partial:
+    """The start as a pytree function (key) -> z; None is Uniform(-2, 2) in every coordinate (Stan's default).
+
+    Raises:
+        TypeError: it is not a function.
+    """
+    if start is None:
+        return bind(_uniform, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), template))
+    if not callable(start):
+        raise TypeError(
+            f"start is {type(start).__name__}; expected a function (key) -> position: pass positions as sample(initial=)"
+        )
+    return start if isinstance(start, Partial) else Partial(start)
+
+
+def euclidean(inverse_mass_matrix: jax.Array) -> Metric:
+    """blackjax's metric of the kinetic energy p' M^-1 p / 2."""
+    return gaussian_euclidean(inverse_mass_matrix)
+
+
+def strong(state: PyTree) -> PyTree:
+    """The same arrays with strong types: a weakly typed state would compile everything downstream twice."""
+    return jax.tree.map(lambda a: jax.lax.convert_element_type(a, jnp.result_type(a)), state)
+
+
+def _below_infinity(log_density, x):
+    value = log_density(x)
+    return jnp.where(value == jnp.inf, jnp.nan, value)
+
+
+def _uniform(origin, key):
+    flat, unravel = ravel_pytree(origin)
+    return unravel(jax.random.uniform(key, flat.shape, flat.dtype, -2.0, 2.0))
+
+
+def _concrete(value) -> bool:
+    return not isinstance(value, jax.core.Tracer)
+
+
+def _positive_definite(matrix) -> bool:
+    if not np.isfinite(matrix).all():
+        return False
+    if matrix.ndim == 1:
+        return bool((matrix > 0).all())
+    symmetric = np.allclose(matrix, matrix.T, rtol=1e-4, atol=1e-6 * np.abs(matrix).max())
+    return bool(symmetric and np.linalg.eigvalsh((matrix + matrix.T) / 2).min() > 0)
