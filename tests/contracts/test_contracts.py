@@ -1,0 +1,146 @@
+"""Every entry of the registry keeps the contracts of its type; nothing here names a sampler that works."""
+
+import subprocess
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from gensamp import registry
+from gensamp.core import Model, Target, Truth, bind
+from gensamp.testing import CONTRACTS, check_sampler
+
+NAMES = [entry.name for entry in registry.entries()]
+SLOW = ("grad", "shard_map")
+
+# What a dependency cannot do, by entry.
+EXEMPT = {"nuts": ("x64",)}  # blackjax's trajectory mixes float32 with Python floats, which are float64 under 64-bit mode
+
+
+def _log_density(scale, x):
+    return -0.5 * jnp.sum((x / scale) ** 2)
+
+
+def _exact(scale, key):
+    return scale * jax.random.normal(key, scale.shape, scale.dtype)
+
+
+def _quantile(scale, u):
+    return scale * jax.scipy.special.ndtri(u).reshape(scale.shape)
+
+
+def everything(shape, dtype) -> Target:
+    """A Gaussian that has all that any sampler may ask for: a density, exact draws, data and a quantile function."""
+    scale = jnp.linspace(1.0, 2.0, int(jnp.prod(jnp.asarray(shape)))).reshape(shape).astype(dtype)
+    data = jax.vmap(partial(_exact, scale))(jax.random.split(jax.random.key(7), 64))
+    return Target.from_log_density(
+        bind(_log_density, scale), jax.ShapeDtypeStruct(shape, dtype), name="everything", exact=bind(_exact, scale),
+        data=data, truth=Truth(quantile=bind(_quantile, scale)),
+    )  # fmt: skip
+
+
+def networks_of(tree):
+    """The functions of gensamp's networks among the Partials of a sampler."""
+    found = set()
+    for node in jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, jax.tree_util.Partial)):
+        if isinstance(node, jax.tree_util.Partial):
+            if node.func.__module__.startswith("gensamp.nets"):
+                found.add(node.func)
+            else:
+                found |= networks_of((node.args, node.keywords))
+    return found
+
+
+def _stirred(leaf):
+    return leaf + jnp.asarray(0.05, leaf.dtype) * jax.random.normal(jax.random.key(2), leaf.shape, leaf.dtype)
+
+
+def hold(name, shape, dtype, contracts):
+    entry = registry.find(name)
+    target = everything(shape, dtype)
+    assert entry.applicable(target), f"give `everything` what {name} needs: {entry.reason(target)}"
+    made = entry.make(target, "tiny")
+    params = None
+    if isinstance(made, Model):
+        batch = target.data if "events" in entry.needs else None
+        params, _ = jax.jit(made.init)(jax.random.key(1), batch)
+        # Last layers start at zero, which would hide what comes before them.
+        params = jax.tree.map(_stirred, params)
+
+    def remake():
+        again = registry.find(name).make(everything(shape, dtype), "tiny")
+        return again.sampler(params) if isinstance(again, Model) else again
+
+    sampler = remake()
+    return check_sampler(
+        sampler, template=target.template, target=target, networks=tuple(networks_of(sampler)), remake=remake,
+        contracts=contracts, skip=EXEMPT.get(name, ()),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_keeps_contracts(name):
+    held = hold(name, (3,), jnp.float32, [c for c in CONTRACTS if c not in SLOW])
+    assert held["vmap"] == held["retrace"] == held["state"] == "held"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_keeps_slow_contracts(name):
+    held = hold(name, (3,), jnp.float32, SLOW)
+    assert held["shard_map"] == "held"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_keeps_contracts_in_float64(name):
+    with jax.enable_x64(True):
+        assert hold(name, (3,), jnp.float64, [c for c in CONTRACTS if c not in SLOW])["state"] == "held"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_keeps_contracts_on_images(name):
+    assert hold(name, (4, 4, 1), jnp.float32, CONTRACTS)["state"] == "held"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_target_without_what_it_needs_is_refused_with_the_reason(name):
+    entry = registry.find(name)
+    bare = Target(template=jax.ShapeDtypeStruct((3,), jnp.float32), name="bare")
+    assert not entry.applicable(bare)
+    assert "'bare'" in entry.reason(bare)
+    with pytest.raises(ValueError, match=f"{name} cannot be made: target 'bare' has n"):
+        entry.make(bare)
+
+
+def test_entries_are_distinct_and_say_who_they_are():
+    assert len(set(NAMES)) == len(NAMES)
+    assert {entry.half for entry in registry.entries()} == {"mcmc", "pushforward", "hybrid"}
+    for entry in registry.entries():
+        if entry.makes == "model":
+            assert [set(entry.fit_options(budget).as_keywords()) for budget in registry.BUDGETS]
+        else:
+            with pytest.raises(ValueError, match="is not fitted"):
+                entry.fit_options("small")
+
+
+@pytest.mark.parametrize(("wrong", "nearest"), [("nut", "nuts"), ("real-nvp", "realnvp"), ("DDPM", "ddpm"), ("malla", "mala")])
+def test_an_unknown_name_is_answered_with_the_nearest(wrong, nearest):
+    with pytest.raises(ValueError, match=f"no sampler is called '{wrong}'; did you mean '{nearest}'"):
+        registry.find(wrong)
+
+
+def test_an_unknown_budget_is_refused():
+    with pytest.raises(ValueError, match="budget is 'huge'; expected one of tiny, small, full"):
+        registry.find("vae").make(everything((3,), jnp.float32), "huge")
+    with pytest.raises(ValueError, match="budget is 'huge'"):
+        registry.find("vae").fit_options("huge")
+
+
+def test_listing_entries_imports_no_network_library():
+    code = "import sys, gensamp.registry as r; r.entries(); print({'flax', 'numpyro', 'blackjax'} & set(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert out.stdout.strip() == "set()"
