@@ -55,7 +55,7 @@ def begin(maker, each, key, ids, initial, *, mesh: Mesh):
 def advance(maker, each, key, ids, states, buffer, start, stop, first, thin, *, counted: tuple[str, ...], mesh: Mesh):
     """Steps start <= i < stop of samplers without end; the draw of step i stands in row (i - first) // thin of the buffer.
 
-    Rows are overwritten until the last of their `thin` steps; steps before `first` (warm-up) fall on row 0.
+    thin is None when every step is a draw. Otherwise a row is overwritten until the last of its `thin` steps.
     Returns states, the counts named in `counted` summed over this call (int32 [lanes] each), and the buffer.
     """
 
@@ -65,9 +65,12 @@ def advance(maker, each, key, ids, states, buffer, start, stop, first, thin, *, 
         def step(i, step_keys, carry):
             states, counts, diverged, buffer = carry
             states, info, positions = _step(maker, each, step_keys, states, i)
-            diverged = info.diverged | (diverged & ((i - first) % thin != 0))
-            row = recorded_row(replace(info, diverged=diverged), positions)
-            slot = jnp.maximum((i - first) // thin, 0)
+            slot = i - first
+            if thin is not None:
+                slot, part = slot // thin, slot % thin
+                diverged = info.diverged | (diverged & (part != 0))
+                info = replace(info, diverged=diverged)
+            row = recorded_row(info, positions)
             buffer = jax.tree.map(lambda b, x: jax.lax.dynamic_update_index_in_dim(b, x, slot, 0), buffer, row)
             return states, {name: counts[name] + getattr(info, name) for name in counted}, diverged, buffer
 

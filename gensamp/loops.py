@@ -137,11 +137,12 @@ def run_chains(plan: Plan, run: Run, until: Any) -> bool:
 
     def advance(stop: int, first: int) -> None:
         began, compiled = time.perf_counter(), run.clock.seconds
-        span = [np.int32(value) for value in (run.index, stop, first, plan.thin)]
+        span = [np.int32(value) for value in (run.index, stop, first)]
+        thin = None if plan.thin == 1 else np.int32(plan.thin)
         counts = []
         for b, (each, ids, _) in enumerate(blocks):
             states[b], count, buffers[b] = lanes.advance(
-                plan.maker, each, plan.key, ids, states[b], buffers[b], *span, counted=counted, mesh=plan.mesh
+                plan.maker, each, plan.key, ids, states[b], buffers[b], *span, thin, counted=counted, mesh=plan.mesh
             )
             counts.append(count)
         jax.block_until_ready(buffers)
@@ -160,7 +161,7 @@ def run_chains(plan: Plan, run: Run, until: Any) -> bool:
     run.bar.update(run.index)
     while run.index < plan.warmup:
         stop = min(run.index + run.steps(), plan.warmup)
-        advance(stop, stop)
+        advance(stop, run.index)
     run.settle(phase=SAMPLE)
     reached = run.done
     flushed = time.perf_counter()
