@@ -18,24 +18,30 @@ BACKEND = PREFIX + "backend_compile_duration"
 class CompileClock:
     """What has been compiled since the clock started.
 
-    seconds: wall time in which something was being traced, lowered or compiled. count: programs the backend compiled, or read
-    from the persistent compilation cache.
+    seconds: wall time in which something was being traced, lowered or compiled. programs: names of what the backend
+    compiled, or read from the persistent compilation cache, such as "jit(advance)".
     """
 
     def __init__(self) -> None:
-        self.count = 0
+        self.programs: list[str] = []
         self._spans: list[tuple[float, float]] = []
+
+    @property
+    def count(self) -> int:
+        """How many programs."""
+        return len(self.programs)
 
     @property
     def seconds(self) -> float:
         """Length of the union of all spans."""
-        return sum(end - start for start, end in self._spans)
+        return sum((end - start for start, end in self._spans), 0.0)
 
     def __call__(self, event: str, start_time: float, end_time: float, **kwargs: str | int) -> None:
         """The listener: spans arrive in the order in which they end, an outer one after those inside it."""
         if not event.startswith(PREFIX):
             return
-        self.count += event == BACKEND
+        if event == BACKEND:
+            self.programs.append(str(kwargs.get("fun_name", "")))
         start = start_time
         while self._spans and self._spans[-1][1] >= start:
             start = min(start, self._spans.pop()[0])

@@ -58,7 +58,7 @@ def test_thinning_keeps_every_kth_state_after_warmup():
 def test_second_call_longer_run_and_new_leaves_compile_nothing(make, tmp_path):
     def run(draws, sampler, **kwargs):
         with compile_clock() as clock:
-            gs.sample(KEY, sampler, draws, batch=3, **kwargs)
+            gs.sample(KEY, sampler, draws, batch=5, **kwargs)
         return clock.count
 
     assert run(24, make(), store=tmp_path / "a.zarr") > 0
