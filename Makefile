@@ -1,0 +1,63 @@
+# Needs python3 (3.11 or newer) and make. Everything else is installed into .venv, in the tested versions.
+
+PYTHON ?= python3
+TARGETS ?= banana gmm40 eight_schools digits
+OUT ?= comparison
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help compare test test-all lint format bench wheel clean
+
+help: ## say what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1: /'
+
+compare: $(VENV)/core ## samplers of both halves on the same targets: a table here, the report in comparison/
+	$(BIN)/gensamp compare $(TARGETS) --out $(OUT)
+
+test: $(VENV)/test ## the fast tier of the tests
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: $(VENV)/test ## every test
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/dev ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --level error
+
+format: $(VENV)/dev ## mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/core ## what the runner costs beside a bare scan
+	$(BIN)/python -m benchmarks.runner_overhead
+
+wheel: $(VENV)/dev ## build the wheel and the source archive into dist/
+	$(BIN)/python -m build --outdir dist
+
+clean: ## remove what was made here
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/python: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "gensamp needs Python 3.11 or newer; $(PYTHON) is older (make PYTHON=python3.12 ...)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/core: $(VENV)/python pyproject.toml
+	@echo "Installing gensamp into $(VENV): a minute or two, once."
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/test: $(VENV)/python pyproject.toml
+	@echo "Installing gensamp and its test tools into $(VENV): a minute or two, once."
+	$(PIP) -e '.[test]'
+	@touch $@ $(VENV)/core
+
+$(VENV)/dev: $(VENV)/python pyproject.toml
+	@echo "Installing gensamp and its development tools into $(VENV): a minute or two, once."
+	$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/test $(VENV)/core
