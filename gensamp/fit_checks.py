@@ -1,0 +1,107 @@
+"""What `fit` was asked for, checked: every bad input is named here, before anything is compiled."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gensamp import descent
+from gensamp.core import Model, PyTree, check_key
+from gensamp.descent import Setting
+from gensamp.parallel import AXIS
+from gensamp.store import fingerprint
+
+__all__ = ["check_arguments", "check_model", "identity"]
+
+
+def check_arguments(key, model, data, optimizer, num_steps, batch_size, ema, validation, mesh) -> Setting:
+    """The Setting of a call to `fit`, or a TypeError or ValueError of one sentence."""
+    seeds = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 1
+    if not seeds:
+        check_key(key)
+    elif len(key) == 0:
+        raise ValueError("key has shape [0]; expected one key or a non-empty array of keys [seeds]")
+    if not isinstance(model, Model):
+        raise TypeError(
+            f"fit got {type(model).__name__} as its model; expected a Model, such as gensamp.pushforward.realnvp(...)"
+        )
+    for name, value in {"num_steps": num_steps, "batch_size": batch_size}.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{name} is {value!r}; expected an integer of at least 1")
+    if optimizer is not None and not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(f"optimizer is {optimizer!r}; expected an optax transformation, such as optax.adam(1e-3)")
+    if ema is not None and not 0 < ema < 1:
+        raise ValueError(f"ema is {ema!r}; expected a decay between 0 and 1, such as 0.999, or None")
+    if not 0 <= validation < 1:
+        raise ValueError(f"validation is {validation!r}; expected the share of events to hold out, in [0, 1)")
+    if data is None:
+        held_out = 0
+        for name, given in {"validation": validation > 0, "mesh": mesh is not None}.items():
+            if given:
+                raise ValueError(f"{name}= divides data, and data is None; leave it out for a model that learns from a density")
+    else:
+        events = _check_data(data)
+        held_out = max(1, round(events * validation)) if validation else 0
+        if batch_size > events - held_out:
+            raise ValueError(
+                f"batch_size is {batch_size}; expected at most the {events - held_out} events there are to train on"
+            )
+    if mesh is not None and tuple(mesh.axis_names) != (AXIS,):
+        raise ValueError(f"mesh has axes {mesh.axis_names}; expected the one axis of gensamp.parallel.mesh()")
+    if mesh is not None and batch_size % mesh.size:
+        raise ValueError(f"batch_size is {batch_size}; expected a multiple of the mesh's {mesh.size} devices")
+    optimizer = descent.default_optimizer() if optimizer is None else optimizer
+    return Setting(optimizer, int(batch_size), held_out, ema is not None, seeds, mesh)
+
+
+def _check_data(data: PyTree) -> int:
+    """How many events there are."""
+    leaves = jax.tree.leaves(data)
+    if not leaves or not all(hasattr(a, "shape") and hasattr(a, "dtype") for a in leaves):
+        raise TypeError(f"data is made of {sorted({type(a).__name__ for a in leaves})}; expected NumPy or JAX arrays")
+    lengths = {a.shape[0] if a.shape else 0 for a in leaves}
+    if len(lengths) != 1 or 0 in lengths:
+        shapes = [list(a.shape) for a in leaves]
+        raise ValueError(f"data has shapes {shapes}; expected arrays that share a leading axis of at least one event")
+    if not all(np.isfinite(np.asarray(a)).all() for a in leaves if jnp.issubdtype(a.dtype, jnp.inexact)):
+        raise ValueError("data contains values that are not finite; drop or impute those events first")
+    return lengths.pop()
+
+
+def check_model(key, model: Model, data: PyTree, setting: Setting) -> dict[str, Any]:
+    """Shapes of what one step records, found by tracing alone."""
+
+    def outcome(key, data):
+        order = None if data is None else jnp.arange(len(jax.tree.leaves(data)[0]))
+        params, state = model.init(key, descent.first_batch(data, order, setting.held_out))
+        batch = jax.tree.map(lambda a: a[: setting.batch_size], data)
+        loss, (new_state, metrics) = model.loss(params, state, key, batch)
+        return {"loss": loss, "metrics": metrics}, state, new_state
+
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jax.dtypes.canonicalize_dtype(a.dtype)), data)
+    try:
+        row, state, new_state = jax.eval_shape(outcome, jax.eval_shape(lambda: jax.random.key(0)), shapes)
+    except Exception as error:
+        events = ", ".join(f"{a.dtype}{list(a.shape[1:])}" for a in jax.tree.leaves(shapes))
+        got = "no data (data=None)" if data is None else f"events of {events}"
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"the model cannot learn from {got}: {reason}") from error
+    if not isinstance(row["metrics"], dict) or any(a.shape != () for a in jax.tree.leaves(row)):
+        got = jax.tree.map(lambda a: list(a.shape), row)
+        raise TypeError(
+            f"model.loss returned shapes {got}; expected a scalar loss and a dict of scalars: average over the batch"
+        )
+    before, after = (jax.tree.map(lambda a: (a.shape, a.dtype), tree) for tree in (state, new_state))
+    if before != after:
+        raise TypeError(f"model.loss turned a state of {before} into {after}; expected the same shapes and dtypes")
+    return row
+
+
+def identity(key, model, data, setting: Setting, ema, num_steps) -> dict[str, str]:
+    """What a stored fit must share to be the same fit. The schedule of the default optimizer depends on num_steps."""
+    return {
+        "key": fingerprint(key), "model": fingerprint(model), "data": fingerprint(data), "batch size": str(setting.batch_size),
+        "events held out": str(setting.held_out), "ema": str(ema), "optimizer": "own" if num_steps is None else "default",
+        "number of steps": str(num_steps),
+    }  # fmt: skip

@@ -1,0 +1,463 @@
+import operator
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gensamp import descent, parallel, training
+from gensamp.clock import compile_clock
+from gensamp.core import Model, bind
+from gensamp.fit_checks import check_arguments
+from gensamp.store import load_checkpoint
+from gensamp.training import fit
+
+KEY = jax.random.key(0)
+DATA = np.random.default_rng(1).normal(size=(500, 2)) @ np.array([[1.0, 0.5], [0.0, 0.3]]) + np.array([1.0, -2.0])
+SGD = optax.sgd(0.05)
+OPTIONS: dict = {"batch_size": 64, "ema": 0.9, "validation": 0.2}
+
+
+# A Gaussian of unknown mean, whose best parameters are known: the mean of the data.
+def init_mean(key, batch):
+    return {"mean": 0.1 * jax.random.normal(key, (2,)), "offset": 0.0}, ()
+
+
+def loss_mean(params, state, key, batch):
+    residual = batch - (params["mean"] + params["offset"])[None]
+    noise = jax.random.normal(key, batch.shape)
+    loss = jnp.square(residual + 0.1 * noise).sum(-1).mean()
+    return loss, (state, {"rmse": jnp.sqrt(loss)})
+
+
+def gaussian() -> Model:
+    return Model(bind(init_mean), bind(loss_mean), sampler=None)
+
+
+# Each event is one of 100 names, and a parameter moves only if its name was seen: which events were trained on can be read off.
+def init_seen(key, batch):
+    return jnp.zeros(100), jnp.int32(0)
+
+
+def loss_seen(params, state, key, batch):
+    return -params[batch["name"]].mean(), (state + 1, {"forwards": jnp.int32(3), "gradients": state})
+
+
+def seen() -> Model:
+    return Model(bind(init_seen), bind(loss_seen), sampler=None, forwards=2)
+
+
+# Learns from a density; the loss is no number from the step on at which the state has counted to `limit`.
+def init_density(limit, key, batch):
+    return jnp.full(3, 2.0), (jnp.int32(0), key)
+
+
+def loss_density(limit, params, state, key, batch):
+    count, own = state
+    loss = jnp.square(params + 0.01 * jax.random.normal(own, (3,))).sum()
+    return jnp.where(count >= limit, jnp.nan, loss), ((count + 1, jax.random.fold_in(own, count)), {"densities": 7})
+
+
+def density(limit=10_000) -> Model:
+    return Model(bind(init_density, jnp.int32(limit)), bind(loss_density, jnp.int32(limit)), sampler=None, forwards=5)
+
+
+def same(a, b) -> bool:
+    return jax.tree.all(jax.tree.map(lambda x, y: np.array_equal(np.asarray(x), np.asarray(y), equal_nan=True), a, b))
+
+
+def test_finds_the_mean_of_the_data():
+    fitted = fit(KEY, gaussian(), DATA, optimizer=SGD, num_steps=400, batch_size=100, ema=0.98, validation=0.1)
+    found = fitted.ema["mean"] + fitted.ema["offset"]
+    # 0.98 averages over about 50 steps of 100 events: what is left is the spread of the mean of the 450 that were trained on.
+    assert np.all(np.abs(found - DATA.mean(0)) < 4 * DATA.std(0) / np.sqrt(450))
+    assert fitted.ending == "finished" and fitted.message == ""
+    history = fitted.history
+    assert history["loss"].shape == history["metrics"]["rmse"].shape == (400,)
+    assert np.allclose(history["metrics"]["rmse"] ** 2, history["loss"], rtol=1e-5)
+    assert history["validation_step"].tolist() == list(range(20, 401, 20))
+    assert history["validation"][-1] < 0.5 * history["loss"][0]
+    assert fitted.params["mean"].dtype == jnp.float32
+
+
+def test_compiles_once_for_all_lengths_data_and_keys():
+    fit(KEY, gaussian(), DATA, num_steps=30, **OPTIONS)
+    other_key, other_data = jax.random.key(5), DATA + 1
+    with compile_clock() as clock:
+        fit(other_key, gaussian(), other_data, num_steps=3000, **OPTIONS | {"ema": 0.99})
+    assert clock.count == 0
+
+
+def test_the_cut_into_chunks_does_not_matter(monkeypatch):
+    whole = fit(KEY, gaussian(), DATA, num_steps=90, **OPTIONS)
+    monkeypatch.setattr(training, "CHUNK_SECONDS", 0.0)
+    chunks = []
+    advance = descent.advance
+    monkeypatch.setattr(descent, "advance", lambda *a, **k: chunks.append(a[7] - a[6]) or advance(*a, **k))
+    cut = fit(KEY, gaussian(), DATA, num_steps=90, **OPTIONS)
+    assert min(chunks) == 1 and len(chunks) > 10
+    assert same((whole.params, whole.ema, whole.history), (cut.params, cut.ema, cut.history))
+
+
+def test_default_rate_warms_up_and_falls_whatever_the_length():
+    optimizer = descent.default_optimizer()
+    for num_steps in (20, 400):
+        params = jnp.zeros(1)
+        state, rates = optimizer.init(params), []
+        for _ in range(num_steps):
+            updates, state = optimizer.update(jnp.ones(1), state, params, num_steps=jnp.float32(num_steps))
+            rates.append(-float(updates[0]))  # Adam under a constant gradient moves by its rate
+        peak = int(np.argmax(rates))
+        assert 0 < rates[0] <= rates[peak] == pytest.approx(1e-3, rel=1e-3)
+        assert peak + 1 == num_steps // 20
+        assert np.all(np.diff(rates[peak:]) < 0) and rates[-1] < 1e-8
+
+
+def test_average_is_that_of_the_iterates_without_its_zero_start():
+    decay, steps = 0.8, 6
+    iterates = [
+        fit(KEY, gaussian(), DATA, optimizer=SGD, num_steps=n, batch_size=50).params["mean"] for n in range(1, steps + 1)
+    ]
+    weights = decay ** np.arange(steps)[::-1]
+    expected = (weights[:, None] * np.stack(iterates)).sum(0) / weights.sum()
+    fitted = fit(KEY, gaussian(), DATA, optimizer=SGD, num_steps=steps, batch_size=50, ema=decay)
+    np.testing.assert_allclose(fitted.ema["mean"], expected, rtol=1e-5)
+
+
+def test_held_out_events_are_never_trained_on():
+    names = {"name": np.arange(100)}
+    fitted = fit(KEY, seen(), names, optimizer=SGD, num_steps=300, batch_size=8, validation=0.13)
+    untouched = np.flatnonzero(np.asarray(fitted.params) == 0)
+    assert len(untouched) == 13 and not np.array_equal(untouched, np.arange(13))
+    again = fit(KEY, seen(), names, optimizer=SGD, num_steps=300, batch_size=8, validation=0.13)
+    assert same(fitted.params, again.params)
+    # 13 events in batches of 8 and 5: the mean is over events, and an untrained name costs nothing.
+    assert np.all(fitted.history["validation"] == 0)
+    other = fit(jax.random.key(1), seen(), names, optimizer=SGD, num_steps=300, batch_size=8, validation=0.13)
+    assert not np.array_equal(untouched, np.flatnonzero(np.asarray(other.params) == 0))
+
+
+def test_validation_loss_is_the_mean_over_the_held_out_events():
+    fitted = fit(KEY, plain(), DATA, optimizer=SGD, num_steps=1, batch_size=64, validation=0.3)
+    order = np.asarray(descent.begin(plain(), jnp.asarray(DATA), KEY, setting=fitted_setting(150))[1])
+    expected = np.square(DATA[order[:150]] - np.asarray(fitted.params)).sum(-1).mean()
+    np.testing.assert_allclose(fitted.history["validation"], [expected], rtol=1e-5)
+
+
+def init_plain(key, batch):
+    return batch.mean(0), ()
+
+
+def loss_plain(params, state, key, batch):
+    return jnp.square(batch - params[None]).sum(-1).mean(), (state, {})
+
+
+def plain() -> Model:
+    return Model(bind(init_plain), bind(loss_plain), sampler=None)
+
+
+def fitted_setting(held_out):
+    return descent.Setting(SGD, 64, held_out, False, False, None)
+
+
+def test_init_sees_all_events_but_those_held_out():
+    fitted = fit(KEY, plain(), DATA, optimizer=optax.sgd(0.0), num_steps=1, validation=0.2)
+    order = np.asarray(descent.begin(plain(), jnp.asarray(DATA), KEY, setting=fitted_setting(100))[1])
+    np.testing.assert_allclose(fitted.params, DATA[order[100:]].mean(0), rtol=1e-5)
+
+
+def test_many_seeds_are_each_as_alone():
+    keys = jax.random.split(KEY, 3)
+    together = fit(keys, gaussian(), DATA, num_steps=50, **OPTIONS)
+    assert together.params["mean"].shape == (3, 2) and together.history["loss"].shape == (3, 50)
+    assert together.history["validation"].shape == (3, 17) and together.history["validation_step"].shape == (17,)
+    for seed, key in enumerate(keys):
+        alone = fit(key, gaussian(), DATA, num_steps=50, **OPTIONS)
+        mine = jax.tree.map(operator.itemgetter(seed), (together.params, together.ema, together.history["loss"]))
+        yours = (alone.params, alone.ema, alone.history["loss"])
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), mine, yours)
+    assert together.ledger.fit.forwards == 3 * alone.ledger.fit.forwards
+
+
+def test_the_bill():
+    fitted = fit(KEY, seen(), {"name": np.arange(100)}, num_steps=10, batch_size=8, validation=0.2)
+    bill = fitted.ledger.fit
+    # 10 steps and 10 validations: 2 forwards per event, and the 3 per step that the model counts itself.
+    assert bill.forwards == 10 * 8 * 2 + 10 * 20 * 2 + 10 * 3
+    assert bill.gradients == sum(range(10))
+    assert fitted.history["metrics"] == {} and fitted.state == 10
+    assert 0 < bill.compile_seconds < bill.wall_seconds
+    without_data = fit(KEY, density(), None, num_steps=10)
+    assert (without_data.ledger.fit.forwards, without_data.ledger.fit.densities) == (50, 70)
+
+
+def test_a_loss_that_is_not_finite_ends_it_at_the_last_finite_parameters():
+    with pytest.warns(UserWarning, match="not finite, first at step 37 of 500"):
+        failed = fit(KEY, density(37), None, optimizer=SGD, num_steps=500, ema=0.9)
+    good = fit(KEY, density(), None, optimizer=SGD, num_steps=37, ema=0.9)
+    assert failed.ending == "failed" and "lower the learning rate" in failed.message
+    assert same((failed.params, failed.ema), (good.params, good.ema))
+    assert len(failed.history["loss"]) == 38 and np.isnan(failed.history["loss"][-1])
+    assert failed.ledger.fit.forwards == 38 * 5
+
+
+def init_cliff(key, batch):
+    return jax.random.bernoulli(key).astype(jnp.float32)[None] + 1, ()
+
+
+def loss_cliff(params, state, key, batch):
+    return jnp.where(params > 1.5, -jnp.log(params - 1.9999), params).sum(), (state, {})
+
+
+def test_a_seed_that_fails_does_not_stop_the_others():
+    keys = jax.random.split(KEY, 6)
+    model = Model(bind(init_cliff), bind(loss_cliff), sampler=None)
+    with pytest.warns(UserWarning, match="seeds .* of 6 met a loss or gradient"):
+        fitted = fit(keys, model, None, optimizer=optax.sgd(-1e-5), num_steps=100)
+    loss = fitted.history["loss"]
+    failed = np.isnan(loss[:, -1])
+    assert failed.any() and not failed.all() and fitted.ending == "failed"
+    assert np.isfinite(np.asarray(fitted.params)).all() and np.isfinite(loss[~failed]).all()
+
+
+def interrupting(monkeypatch, calls: int):
+    advance, made = descent.advance, []
+
+    def then_interrupt(*args, **keywords):
+        made.append(1)
+        out = advance(*args, **keywords)
+        if len(made) == calls:
+            signal.raise_signal(signal.SIGINT)
+        return out
+
+    monkeypatch.setattr(descent, "advance", then_interrupt)
+
+
+def test_interrupt_returns_what_there_is_and_resume_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+    options = OPTIONS | {"num_steps": 2000}
+    whole = fit(KEY, gaussian(), DATA, **options)
+    with monkeypatch.context() as patch:
+        interrupting(patch, calls=3)
+        with pytest.warns(UserWarning, match="interrupted after"):
+            part = fit(KEY, gaussian(), DATA, store=tmp_path / "fit", **options)
+    assert part.ending == "interrupted" and 0 < len(part.history["loss"]) < 2000
+    assert np.isfinite(np.asarray(part.ema["mean"])).all()
+    saved = load_checkpoint(tmp_path / "fit")
+    assert saved is not None and saved[0] == len(part.history["loss"])
+    with compile_clock() as clock:
+        resumed = fit(KEY, gaussian(), DATA, store=tmp_path / "fit", resume=True, **options)
+    assert {"begin", "advance", "validate", "averaged"}.isdisjoint(name[4:-1] for name in clock.programs)
+    assert same((whole.params, whole.ema, whole.history), (resumed.params, resumed.ema, resumed.history))
+    assert resumed.ending == "finished" and resumed.ledger.fit.forwards == whole.ledger.fit.forwards
+    assert resumed.ledger.fit.wall_seconds > saved[1]["wall_seconds"] > 0
+    finished = fit(KEY, gaussian(), DATA, store=tmp_path / "fit", resume=True, **options)
+    assert same((whole.params, whole.history), (finished.params, finished.history))
+
+
+def test_a_second_interrupt_raises():
+    with pytest.raises(KeyboardInterrupt), training._interruptible() as interrupted:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupted.is_set()
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_own_optimizer_lets_a_finished_fit_be_extended(tmp_path):
+    options = {"optimizer": SGD, "batch_size": 16}
+    whole = fit(KEY, density(), None, num_steps=60, **options)
+    fit(KEY, density(), None, num_steps=25, store=tmp_path / "fit", **options)
+    longer = fit(KEY, density(), None, num_steps=60, store=tmp_path / "fit", resume=True, **options)
+    assert same((whole.params, whole.history), (longer.params, longer.history))
+    assert same(jax.random.key_data(whole.state[1]), jax.random.key_data(longer.state[1]))
+    with pytest.raises(ValueError, match="holds 60 steps and num_steps is 25"):
+        fit(KEY, density(), None, num_steps=25, store=tmp_path / "fit", resume=True, **options)
+
+
+SCRIPT = """
+    import os, signal, sys
+    import jax, jax.numpy as jnp, numpy as np
+    from gensamp import descent, training
+    from gensamp.core import Model, bind
+
+    def init(key, batch):
+        return {"w": jax.random.normal(key, (2, 4)), "v": jnp.zeros(4)}, ()
+
+    def loss(params, state, key, batch):
+        hidden = jnp.tanh(batch @ params["w"]) @ params["v"]
+        return jnp.square(hidden - batch.sum(-1) - 0.1 * jax.random.normal(key, hidden.shape)).mean(), (state, {})
+
+    def run(**options):
+        data = np.random.default_rng(0).normal(size=(300, 2)).astype(np.float32)
+        model = Model(bind(init), bind(loss), sampler=None)
+        return training.fit(jax.random.key(3), model, data, num_steps=3000, batch_size=32, ema=0.99, validation=0.1, **options)
+
+    if __name__ == "__main__":
+        training.SAVE_SECONDS, training.CHUNK_SECONDS = 0.0, 0.0
+        advance, calls = descent.advance, []
+
+        def killing(*args, **keywords):
+            calls.append(1)
+            if len(calls) == 12:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return advance(*args, **keywords)
+
+        descent.advance = killing
+        run(store=sys.argv[1])
+"""
+
+
+def test_killed_and_resumed_gives_the_same_bits(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    here = os.path.dirname(os.path.dirname(os.path.abspath(training.__file__)))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])}
+    killed = subprocess.run([sys.executable, script, tmp_path / "fit"], env=environment, capture_output=True, timeout=200)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    run = runpy.run_path(str(script))["run"]
+    whole, resumed = run(), run(store=tmp_path / "fit", resume=True)
+    assert same((whole.params, whole.ema, whole.history), (resumed.params, resumed.ema, resumed.history))
+    assert resumed.ending == "finished"
+
+
+def test_a_store_that_belongs_to_another_fit_is_refused_before_compilation(tmp_path):
+    store = tmp_path / "fit"
+    options = OPTIONS | {"num_steps": 10}
+    fit(KEY, gaussian(), DATA, store=store, **options)
+    other_key, other_model = jax.random.key(9), density()
+    with compile_clock() as clock:
+        with pytest.raises(FileExistsError, match="pass resume=True"):
+            fit(KEY, gaussian(), DATA, store=store, **options)
+        with pytest.raises(ValueError, match=r"another fit: its data, key differ"):
+            fit(other_key, gaussian(), DATA + 1, store=store, resume=True, **options)
+        with pytest.raises(ValueError, match=r"its number of steps differ"):
+            fit(KEY, gaussian(), DATA, store=store, resume=True, **options | {"num_steps": 20})
+        with pytest.raises(ValueError, match=r"its data, events held out, model differ"):
+            fit(KEY, other_model, None, store=store, resume=True, **options | {"validation": 0.0})
+    assert clock.count == 0
+
+
+def test_a_batch_spread_over_devices_learns_the_same():
+    options = OPTIONS | {"num_steps": 60}
+    alone = fit(KEY, gaussian(), DATA, **options)
+    spread = fit(KEY, gaussian(), DATA, mesh=parallel.mesh(4), **options)
+    compared = [(fitted.params, fitted.ema, fitted.history) for fitted in (alone, spread)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), *compared)
+    with compile_clock() as clock:
+        fit(KEY, gaussian(), DATA, mesh=parallel.mesh(4), **options)
+    assert clock.count == 0
+    setting = descent.Setting(SGD, 64, 0, False, False, parallel.mesh(4))
+    data = jnp.asarray(DATA)
+    carry, order = descent.begin(gaussian(), data, KEY, setting=setting)
+    buffer = {"loss": jnp.zeros(8), "metrics": {"rmse": jnp.zeros(8)}}
+    span = (np.int32(0), np.int32(8), np.float32(8), np.float32(0))
+    program = descent.advance.lower(gaussian(), data, order, KEY, carry, buffer, *span, setting=setting).compile().as_text()
+    assert "f32[16,2]" in program and "all-reduce" in program  # a quarter of the batch each, gradients summed
+
+
+def test_conditions_ride_along_and_numpy_data_are_taken_as_they_are():
+    pairs = (DATA, {"label": np.arange(500) % 3, "weight": DATA[:, 0]})
+    model = Model(bind(init_pairs), bind(loss_pairs), sampler=None)
+    fitted = fit(KEY, model, pairs, optimizer=optax.sgd(0.3), num_steps=300)
+    expected = np.stack([DATA[np.arange(500) % 3 == label].mean(0) for label in range(3)])
+    assert np.all(np.abs(fitted.params - expected) < 0.5)
+
+
+def init_pairs(key, batch):
+    return jnp.zeros((3, 2)), ()
+
+
+def loss_pairs(params, state, key, batch):
+    x, condition = batch
+    return jnp.square(x - params[condition["label"]]).sum(-1).mean(), (state, {})
+
+
+def test_progress_is_shown_when_asked_for_and_silent_outside_a_terminal(capsys):
+    fit(KEY, gaussian(), DATA, num_steps=20, **OPTIONS)
+    assert capsys.readouterr().err == ""
+    fit(KEY, gaussian(), DATA, num_steps=20, progress=True, **OPTIONS)
+    shown = capsys.readouterr().err
+    assert "20/20" in shown and "loss=" in shown
+
+
+def loss_vector(params, state, key, batch):
+    return jnp.square(batch - params[None]).sum(-1), (state, {})
+
+
+def loss_other_state(params, state, key, batch):
+    return params.sum(), (jnp.zeros(3), {})
+
+
+BAD = {
+    "no data": (gaussian, None, {}, ValueError, r"cannot learn from no data \(data=None\)"),
+    "batch": (gaussian, DATA, {"batch_size": 501}, ValueError, "batch_size is 501; expected at most the 500 events"),
+    "batch of the rest": (gaussian, DATA, {"batch_size": 500, "validation": 0.1}, ValueError, "at most the 450 events"),
+    "axes": (
+        gaussian,
+        (DATA, DATA[:7]),
+        {},
+        ValueError,
+        r"shapes \[\[500, 2\], \[7, 2\]\]; expected arrays that share a leading",
+    ),
+    "no event": (gaussian, DATA[:0], {}, ValueError, "at least one event"),
+    "scalar": (gaussian, np.float32(3), {}, ValueError, "at least one event"),
+    "list": (gaussian, [[1.0, 2.0]], {}, TypeError, r"made of \['float'\]; expected NumPy or JAX arrays"),
+    "NaN": (gaussian, np.full((200, 2), np.nan), {}, ValueError, "not finite; drop or impute"),
+    "event": (gaussian, np.zeros((200, 3)), {}, ValueError, r"cannot learn from events of float32\[3\]: "),
+    "steps": (gaussian, DATA, {"num_steps": 0}, ValueError, "num_steps is 0; expected an integer of at least 1"),
+    "ema": (gaussian, DATA, {"ema": 1.0}, ValueError, "ema is 1.0; expected a decay between 0 and 1"),
+    "validation": (gaussian, DATA, {"validation": 1.5}, ValueError, "validation is 1.5; expected the share"),
+    "validation of nothing": (density, None, {"validation": 0.1}, ValueError, "validation= divides data, and data is None"),
+    "resume": (gaussian, DATA, {"resume": True}, ValueError, "resume=True needs store="),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence_before_compilation(case):
+    make, data, options, error, message = BAD[case]
+    model = make()
+    with compile_clock() as clock, pytest.raises(error, match=message) as raised:
+        fit(KEY, model, data, **options)
+    assert clock.count == 0 and "\n" not in str(raised.value)
+
+
+def test_bad_meshes():
+    with pytest.raises(ValueError, match="expected a multiple of the mesh's 3 devices"):
+        fit(KEY, gaussian(), DATA, mesh=parallel.mesh(3), batch_size=64)
+    with pytest.raises(ValueError, match="mesh= divides data, and data is None"):
+        fit(KEY, density(), None, mesh=parallel.mesh(2))
+    other = jax.sharding.Mesh(np.asarray(jax.devices()[:2]), ("rows",))
+    with pytest.raises(ValueError, match=r"mesh has axes \('rows',\)"):
+        fit(KEY, gaussian(), DATA, mesh=other)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"key": jax.random.PRNGKey(0)}, TypeError, "expected one typed key"),
+        ({"key": 0}, TypeError, "expected one typed key"),
+        ({"key": jax.random.split(KEY, (2, 2))}, TypeError, r"key has shape \[2, 2\]"),
+        ({"key": jax.random.split(KEY, 3)[:0]}, ValueError, "non-empty array of keys"),
+        ({"model": "ddpm"}, TypeError, "fit got str as its model"),
+        ({"optimizer": 1e-3}, TypeError, "optimizer is 0.001; expected an optax transformation"),
+        ({"num_steps": 10.0}, ValueError, "num_steps is 10.0"),
+    ],
+)  # fmt: skip
+def test_arguments_of_the_wrong_kind(changed, error, message):
+    arguments = {"key": KEY, "model": gaussian(), "data": DATA, "optimizer": None, "num_steps": 10, "batch_size": 16}
+    arguments |= {"ema": None, "validation": 0.0, "mesh": None} | changed
+    with pytest.raises(error, match=message):
+        check_arguments(**arguments)
+
+
+def test_a_model_whose_loss_is_no_number_or_changes_its_state():
+    with pytest.raises(TypeError, match="expected a scalar loss and a dict of scalars"):
+        fit(KEY, Model(bind(init_plain), bind(loss_vector), sampler=None), DATA)
+    with pytest.raises(TypeError, match="expected the same shapes and dtypes"):
+        fit(KEY, Model(bind(init_plain), bind(loss_other_state), sampler=None), DATA)
