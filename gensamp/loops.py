@@ -17,7 +17,7 @@ from gensamp import lanes
 from gensamp.core import Bill, Info, PyTree
 from gensamp.parallel import AXIS, put
 from gensamp.plan import Plan
-from gensamp.store import DiskStore, MemoryStore, load_checkpoint, save_checkpoint
+from gensamp.store import DiskStore, MemoryStore, key_words, like_saved, load_checkpoint, save_checkpoint
 
 __all__ = ["Run", "run_chains", "run_finite"]
 
@@ -38,6 +38,7 @@ class Run:
         self.plan, self.shelf = plan, shelf
         self.clock: Any = None
         self.bar: Any = None
+        self.interrupted: Any = None
         saved = None if shelf.checkpoint is None else load_checkpoint(shelf.checkpoint)
         progress = {"done": 0, "index": 0, "nonfinite": 0, "bills": [[0, 0, 0, 0.0, 0.0]] * 2, "lanes": {}}
         progress |= {} if saved is None else saved[1]
@@ -90,7 +91,7 @@ class Run:
         tree = {
             "done": self.done, "index": self.index, "nonfinite": self.nonfinite,
             "bills": [[b.gradients, b.densities, b.forwards, b.wall_seconds, b.compile_seconds] for b in self.bills],
-            "lanes": {str(i): np.asarray(_data(leaf)) for i, leaf in enumerate(jax.tree.leaves(carried))},
+            "lanes": {str(i): np.asarray(key_words(leaf)) for i, leaf in enumerate(jax.tree.leaves(carried))},
         }  # fmt: skip
         save_checkpoint(self.shelf.checkpoint, self.index + self.done * (1 + (self.plan.num_steps or 0)), tree)
         self.saved_at = time.perf_counter()
@@ -100,7 +101,7 @@ class Run:
         """Saved lanes in place of `like`, on its devices, cut to `rows`."""
         leaves, structure = jax.tree.flatten(like)
         saved = [self.saved_lanes[str(i)][rows] for i in range(len(leaves))]
-        keyed = [_like_key(value, leaf) for value, leaf in zip(saved, leaves, strict=True)]
+        keyed = [like_saved(value, leaf) for value, leaf in zip(saved, leaves, strict=True)]
         return put(jax.tree.unflatten(structure, keyed), self.plan.mesh, P(AXIS))
 
     def recorded(self) -> tuple[dict[str, Any], Info]:
@@ -159,23 +160,27 @@ def run_chains(plan: Plan, run: Run, until: Any) -> bool:
         run.done = reached
 
     run.bar.update(run.index)
-    while run.index < plan.warmup:
+    while run.index < plan.warmup and not run.interrupted.is_set():
         stop = min(run.index + run.steps(), plan.warmup)
         advance(stop, run.index)
+    if run.index < plan.warmup:
+        run.save(_joined(states, plan.width), last=True)
+        return False
     run.settle(phase=SAMPLE)
     reached = run.done
     flushed = time.perf_counter()
     look = plan.num_draws if until is None else until.next_look(reached)
-    while reached < plan.num_draws:
+    while reached < plan.num_draws and not run.interrupted.is_set():
         room = min(plan.num_draws, run.done + capacity, look)
         reached = min(room, reached + max(1, run.steps(plan.thin) // plan.thin))
         advance(plan.warmup + reached * plan.thin, plan.warmup + run.done * plan.thin)
-        if reached == room or time.perf_counter() - flushed > BLOCK_SECONDS:
+        if reached == room or run.interrupted.is_set() or time.perf_counter() - flushed > BLOCK_SECONDS:
             flush(run.done, reached)
             flushed = time.perf_counter()
             stopped = reached == look and until is not None
             stopped = stopped and until.met(jax.tree.map(lambda a: a[:, :reached], run.shelf.arrays["position"]))  # noqa: B023
-            run.save(_joined(states, plan.width), last=stopped or reached == plan.num_draws)
+            last = stopped or run.interrupted.is_set() or reached == plan.num_draws
+            run.save(_joined(states, plan.width), last=last)
             if stopped:
                 return True
             look = look if reached < look or until is None else until.next_look(reached)
@@ -199,7 +204,7 @@ def run_finite(plan: Plan, run: Run, num_steps: int) -> None:
             carried = run.restored(carried, np.arange(plan.lanes))
         else:
             run.index = 0
-        while run.index < num_steps:
+        while run.index < num_steps and not run.interrupted.is_set():
             began, compiled = time.perf_counter(), run.clock.seconds
             stop = min(run.index + run.steps(), num_steps)
             span = (np.int32(run.index), np.int32(stop))
@@ -207,7 +212,9 @@ def run_finite(plan: Plan, run: Run, num_steps: int) -> None:
             jax.block_until_ready(carried)
             run.timed(began, compiled, stop - run.index)
             run.index = stop
-            run.save(carried)
+            run.save(carried, last=run.interrupted.is_set())
+        if run.index < num_steps:
+            return
         positions, log_weights = lanes.finish(plan.maker, each, carried[0], mesh=plan.mesh)
         totals = replace(carried[1], acceptance=np.asarray(carried[1].acceptance) / np.float32(max(num_steps, 1)))
         rows = slice(run.done, min(run.done + plan.lanes, plan.num_draws))
@@ -242,7 +249,7 @@ def _check_start(state: PyTree) -> None:
 
 def _joined(states: list[PyTree], width: int) -> PyTree:
     """The states of all lane blocks as host arrays [chain, ...], without padding."""
-    return jax.tree.map(lambda *parts: np.concatenate([np.asarray(_data(part)) for part in parts])[:width], *states)
+    return jax.tree.map(lambda *parts: np.concatenate([np.asarray(key_words(part)) for part in parts])[:width], *states)
 
 
 def _with_axes(shapes: PyTree, *axes: int) -> PyTree:
@@ -251,12 +258,3 @@ def _with_axes(shapes: PyTree, *axes: int) -> PyTree:
 
 def _zeros(shapes: PyTree, mesh, spec) -> PyTree:
     return put(jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes), mesh, spec)
-
-
-def _data(leaf):
-    """The numbers of a leaf; of keys, their words."""
-    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
-
-
-def _like_key(value: np.ndarray, leaf):
-    return jax.random.wrap_key_data(value, impl=jax.random.key_impl(leaf)) if _data(leaf) is not leaf else value

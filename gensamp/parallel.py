@@ -7,6 +7,7 @@ is replicated across the axis but the inputs.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ __all__ = ["AXIS", "mesh", "per_device", "put"]
 AXIS = "draws"
 
 
-def mesh(devices: int | Sequence[jax.Device] | None = None) -> Mesh:
+def mesh(devices: int | Sequence[Any] | None = None) -> Mesh:
     """A mesh over local devices for `sample(..., mesh=)` and `fit(..., mesh=)`.
 
     Args:

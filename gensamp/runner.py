@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from gensamp.clock import compile_clock
 from gensamp.core import Info, Ledger, PyTree
+from gensamp.interrupt import interruptible
 from gensamp.loops import Run, run_chains, run_finite
 from gensamp.plan import make_plan
 from gensamp.store import DiskStore, MemoryStore
@@ -125,7 +126,8 @@ def sample(
         progress: show a bar; by default only in a terminal or a notebook.
 
     Returns:
-        Draws. After Ctrl-C, or a failure once something was recorded, it holds what was recorded and says so.
+        Draws. After Ctrl-C, or a failure once something was recorded, it holds what was recorded and says so. (A second Ctrl-C
+        raises KeyboardInterrupt at once.)
 
     Raises:
         TypeError, ValueError, FileExistsError: bad input, in one sentence, before the sampling program is compiled.
@@ -139,19 +141,20 @@ def sample(
     run = Run(plan, shelf, started)
     ending: Ending = "finished"
     message = ""
-    with compile_clock() as run.clock, tqdm(total=plan.total_steps, disable=not shown(progress), unit="step") as run.bar:
+    bar = tqdm(total=plan.total_steps, disable=not shown(progress), unit="step")
+    with compile_clock() as run.clock, interruptible() as run.interrupted, bar as run.bar:
         try:
             if plan.num_steps is not None:
                 run_finite(plan, run, plan.num_steps)
             elif run_chains(plan, run, until):
                 ending = "converged"
-        except KeyboardInterrupt:
-            ending, message = "interrupted", f"interrupted after {run.done} of {num_draws} draws"
         except Exception as error:
             if run.done == 0:
                 raise
             ending, message = "failed", f"failed after {run.done} of {num_draws} draws: {error}"
         run.settle()
+    if ending == "finished" and run.done < num_draws:
+        ending, message = "interrupted", f"interrupted after {run.done} of {num_draws} draws"
     if run.nonfinite:
         message = "; ".join(filter(None, [message, f"{run.nonfinite} draws hold a NaN or an infinity (kept, and counted)"]))
     if message:

@@ -18,7 +18,7 @@ import numpy as np
 
 from gensamp.core import PyTree
 
-__all__ = ["DiskStore", "MemoryStore", "fingerprint", "load_checkpoint", "save_checkpoint"]
+__all__ = ["DiskStore", "MemoryStore", "fingerprint", "key_words", "like_saved", "load_checkpoint", "save_checkpoint"]
 
 CHUNK_BYTES = 2**22
 
@@ -104,9 +104,7 @@ def fingerprint(tree: Any) -> str:
     leaves, structure = jax.tree.flatten(tree)
     digest = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", str(structure)).encode())
     for leaf in leaves:
-        if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        leaf = np.asarray(leaf)
+        leaf = np.asarray(key_words(leaf) if isinstance(leaf, jax.Array) else leaf)
         digest.update(f"{leaf.dtype}{leaf.shape}".encode() + leaf.tobytes())
     return digest.hexdigest()[:16]
 
@@ -124,6 +122,18 @@ def load_checkpoint(folder: str | FilePath) -> tuple[int, PyTree] | None:
     with _checkpointer(folder) as checkpointer:
         latest = checkpointer.latest
         return None if latest is None else (latest.step, checkpointer.load(latest.step))
+
+
+def key_words(leaf: Any) -> Any:
+    """What of a leaf can be saved: of keys their words, of everything else itself."""
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
+def like_saved(value: Any, leaf: Any) -> Any:
+    """A saved value in the type of `leaf`: keys from their words, numbers in its dtype."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(value, impl=jax.random.key_impl(leaf))
+    return np.asarray(value, leaf.dtype)
 
 
 def _checkpointer(folder):

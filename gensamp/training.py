@@ -10,12 +10,8 @@ num_steps, never on how the steps were cut into chunks or whether the run was in
 """
 
 import json
-import signal
-import threading
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any, Literal
@@ -33,9 +29,10 @@ from gensamp.clock import compile_clock
 from gensamp.core import Bill, Ledger, Model, PyTree
 from gensamp.descent import Setting
 from gensamp.fit_checks import check_arguments, check_model, identity
+from gensamp.interrupt import interruptible
 from gensamp.parallel import put
 from gensamp.runner import shown
-from gensamp.store import load_checkpoint, save_checkpoint
+from gensamp.store import key_words, like_saved, load_checkpoint, save_checkpoint
 
 __all__ = ["Fitted", "fit"]
 
@@ -120,7 +117,7 @@ def fit(
     if store is not None:
         own = identity(key, model, data, setting, ema, num_steps if optimizer is None else None)
         checkpoints = _Checkpoints(FilePath(store), own, resume, num_steps)
-    with compile_clock() as clock, _interruptible() as interrupted:
+    with compile_clock() as clock, interruptible() as interrupted:
         run = _Run(model, data, key, setting, row, num_steps, 0.0 if ema is None else ema, clock, started, checkpoints)
         with tqdm(total=num_steps, initial=run.index, disable=not shown(progress), unit="step") as bar:
             while run.index < num_steps and not run.stopped and not interrupted.is_set():
@@ -249,7 +246,7 @@ class _Run:
             return
         bill = self.bill()
         tree = {
-            "carry": {str(i): np.asarray(_words(leaf)) for i, leaf in enumerate(jax.tree.leaves(self.carry))},
+            "carry": {str(i): np.asarray(key_words(leaf)) for i, leaf in enumerate(jax.tree.leaves(self.carry))},
             "rows": {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(self.recorded()))} if self.index else {},
             "validations": {str(step): loss for step, loss in self.validations},
             "wall_seconds": bill.wall_seconds, "compile_seconds": bill.compile_seconds,
@@ -259,7 +256,7 @@ class _Run:
     def _restore(self, index: int, tree: PyTree) -> None:
         self.index = index
         leaves, structure = jax.tree.flatten(self.carry)
-        restored = [_like(tree["carry"][str(i)], leaf) for i, leaf in enumerate(leaves)]
+        restored = [like_saved(tree["carry"][str(i)], leaf) for i, leaf in enumerate(leaves)]
         self.carry = self._placed(jax.tree.unflatten(structure, restored))
         if index:
             structure = jax.tree.structure(self.rows[0])
@@ -311,35 +308,3 @@ class _Checkpoints:
         save_checkpoint(self.folder, index, tree | {"identity": identity})
         self.saved_at, self.saved_index = time.perf_counter(), index
         self.cost = self.saved_at - began
-
-
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event, so that the chunk in hand is finished and its donated buffers are whole; a second one raises."""
-    interrupted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupted
-        return
-
-    def note(number, frame):
-        interrupted.set()
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.getsignal(signal.SIGINT) or signal.default_int_handler
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _words(leaf):
-    """The numbers of a leaf; of keys, their words."""
-    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
-
-
-def _like(value, leaf):
-    """A saved leaf in the type of `leaf`."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(value, impl=jax.random.key_impl(leaf))
-    return np.asarray(value, leaf.dtype)

@@ -151,8 +151,8 @@ def test_interrupt_returns_what_there_is(monkeypatch):
     advance = loops.lanes.advance
 
     def interrupted(*args, **kwargs):
-        if next(steps) == 3:
-            raise KeyboardInterrupt
+        if next(steps) == 2:
+            signal.raise_signal(signal.SIGINT)
         return advance(*args, **kwargs)
 
     monkeypatch.setattr(loops.lanes, "advance", interrupted)
@@ -162,6 +162,24 @@ def test_interrupt_returns_what_there_is(monkeypatch):
     assert draws.ending == "interrupted"
     monkeypatch.undo()
     np.testing.assert_array_equal(draws.position, gs.sample(KEY, autoregression(), 15).position)
+
+
+def test_an_interrupted_warmup_goes_on_where_it_stood(tmp_path, monkeypatch):
+    from gensamp import loops
+
+    advance = loops.lanes.advance
+
+    def interrupted(*args, **kwargs):
+        signal.raise_signal(signal.SIGINT)
+        return advance(*args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="interrupted after 0 of 20"):
+        patch.setattr(loops.lanes, "advance", interrupted)
+        draws = gs.sample(KEY, autoregression(), 20, warmup=50, chunk=5, store=tmp_path / "run.zarr")
+    assert draws.position.shape[1] == 0
+    assert gs.store.load_checkpoint(tmp_path / "run.zarr.checkpoint")[1]["index"] == 5
+    again = gs.sample(KEY, autoregression(), 20, warmup=50, chunk=5, store=tmp_path / "run.zarr", resume=True)
+    np.testing.assert_array_equal(again.position[:], gs.sample(KEY, autoregression(), 20, warmup=50).position)
 
 
 def test_failure_returns_what_there_is(monkeypatch):

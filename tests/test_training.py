@@ -13,6 +13,7 @@ import optax
 import pytest
 
 from gensamp import descent, parallel, training
+from gensamp.interrupt import interruptible
 from gensamp.clock import compile_clock
 from gensamp.core import Model, bind
 from gensamp.fit_checks import check_arguments
@@ -262,7 +263,7 @@ def test_interrupt_returns_what_there_is_and_resume_goes_on_to_the_same_bits(tmp
 
 
 def test_a_second_interrupt_raises():
-    with pytest.raises(KeyboardInterrupt), training._interruptible() as interrupted:
+    with pytest.raises(KeyboardInterrupt), interruptible() as interrupted:
         signal.raise_signal(signal.SIGINT)
         assert interrupted.is_set()
         signal.raise_signal(signal.SIGINT)

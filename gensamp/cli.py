@@ -1,0 +1,96 @@
+"""The command line: `gensamp compare TARGET...` and `gensamp list`.
+
+gensamp compare gmm40 eight_schools digits --with nuts,ddpm --budget small --out results
+gensamp list
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 1 if a sampler failed, 2 for a command that makes no sense."""
+    options = _parser().parse_args(arguments)
+    if options.command == "list":
+        return _list()
+    try:
+        targets, names = _checked(options)
+    except ValueError as error:
+        sys.stderr.write(f"gensamp: {error}\n")
+        return 2
+    return _compare(options, targets, names)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gensamp", description="Every way to draw a sample, on one scale.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    compare = commands.add_parser("compare", help="run samplers on targets and judge them alike")
+    compare.add_argument("targets", nargs="+", metavar="TARGET", help="names as `gensamp list` shows them")
+    compare.add_argument(
+        "--with", dest="samplers", metavar="NAMES", help="samplers, separated by commas; all that apply by default"
+    )
+    compare.add_argument(
+        "--budget", choices=["tiny", "small", "full"], default="small", help="how much to spend (small by default)"
+    )
+    compare.add_argument("--out", default="comparison", help="folder for the report, the JSON and the pictures (./comparison)")
+    compare.add_argument("--seed", type=int, default=0, help="of the one key everything derives from")
+    commands.add_parser("list", help="targets and samplers by name")
+    return parser
+
+
+def _checked(options) -> tuple[list, list[str] | None]:
+    """The targets and the samplers asked for (None: all that apply); ValueError for a name or a pair that cannot be."""
+    from gensamp import registry, targets
+
+    named = [targets.make(name) for name in dict.fromkeys(options.targets)]
+    if options.samplers is None:
+        return named, None
+    entries = [registry.find(name.strip()) for name in options.samplers.split(",") if name.strip()]
+    for target in named:
+        if not any(entry.applicable(target) for entry in entries):
+            raise ValueError(
+                f"no sampler of --with can run: {'; '.join(entry.reason(target) for entry in entries) or 'it is empty'}"
+            )
+    return named, [entry.name for entry in entries]
+
+
+def _list() -> int:
+    from tabulate import tabulate
+
+    from gensamp import registry, targets
+
+    rows = [[name, _what(targets.make(name))] for name in targets.names()]
+    sys.stdout.write(tabulate(rows, ["target", "known by"]) + "\n\n")
+    samplers = [[entry.name, entry.half, entry.title, ", ".join(entry.needs)] for entry in registry.entries()]
+    sys.stdout.write(tabulate(samplers, ["sampler", "half", "what it is", "needs"]) + "\n")
+    return 0
+
+
+def _what(target) -> str:
+    known = [field for field in ("log_density", "exact", "data") if getattr(target, field) is not None]
+    reference = target.truth is not None and target.truth.reference is not None
+    return ", ".join(known + ["reference draws"] * reference)
+
+
+def _compare(options, targets: list, names: list[str] | None) -> int:
+    import jax
+
+    from gensamp.evaluate.compare import compare
+    from gensamp.evaluate.write import cost_table, quality_table, training_table, write
+
+    key = jax.random.key(options.seed)
+    done, failed = [], False
+    for target in targets:
+        comparison = compare(key, target, names, options.budget)
+        done.append(comparison)
+        failed |= any(row.failure for row in comparison.rows)
+        tables = [quality_table(comparison), cost_table(comparison), training_table(comparison)]
+        heading = f"{target.name}: {len(comparison.rows)} samplers, {comparison.seconds:.0f} seconds"
+        sys.stdout.write("\n\n".join(["", heading, *(table for table in tables if table), ""]))
+        sys.stdout.flush()
+    paths = write(done, options.out)
+    sys.stdout.write(f"\nReport: {paths[0]} (numbers in {paths[1].name}, {len(paths) - 2} pictures)\n")
+    return 1 if failed else 0
