@@ -1,8 +1,8 @@
 """Every way to draw a sample, as pure JAX functions of one shape.
 
-The nouns (`Target`, `Path`, `Sampler`, `Model`, `Network`) and the verbs (`sample`, `tune`, `fit`, `evaluate`, `compare`, and the
-traceable `draw` and `chain`) stand here; samplers and targets live in `mcmc`, `pushforward`, `hybrid` and `targets`. Everything
-but the nouns loads when it is first named, so `import gensamp` costs little more than `import jax`.
+The nouns (`Target`, `Path`, `Sampler`, `Model`, `Network`) and the verbs (`sample`, `tune`, `fit`, `evaluate`, `compare`, and
+the traceable `draw` and `chain`) stand here; samplers and targets live in `mcmc`, `pushforward`, `hybrid` and `targets`.
+Everything but the nouns loads when it is first named, so `import gensamp` costs little more than `import jax`.
 """
 
 from importlib import import_module

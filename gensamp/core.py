@@ -81,7 +81,7 @@ class Info:
 
 @dataclass(frozen=True)
 class Bill:
-    """What one phase cost: evaluations over all draws (Python integers) and seconds (compile_seconds is part of wall_seconds)."""
+    """What one phase cost: evaluations over all draws (integers) and seconds (compile_seconds is part of wall_seconds)."""
 
     gradients: int = 0
     densities: int = 0
@@ -115,7 +115,7 @@ class Ledger:
 class Truth:
     """What is known of a target, each as (value, standard error), with None for what nobody knows.
 
-    log_normaliser: scalar. mean, variance: like one event. quantiles: mapping from probability to a tree like one event.
+    log_normaliser: scalar. mean, variance: like one event. quantiles: {probability: (tree like one event, error)}.
     modes: (centres [modes, ...event], weights [modes], radius [modes]): a draw within `radius` of a centre has found it.
     quantile: uniform [0, 1]^d -> x, the inverse Rosenblatt transform, where it is in closed form.
     reference: long reference draws [draws, ...event] for targets without an exact sampler. source: where all this comes from.
@@ -266,9 +266,10 @@ class Sampler:
 class Model:
     """A family of samplers with parameters to be learned.
 
-    init: (key, batch) -> (params, state), the batch with a leading axis of events, or None when the model learns from a density.
-    loss: (params, state, key, batch) -> (scalar, (state, metrics)), metrics a dict of scalars. sampler: (params) -> Sampler.
-    log_density: (params, x) -> scalar, or None. `state` is `()` for most. forwards: network evaluations one event costs in a loss.
+    init: (key, batch) -> (params, state), the batch with a leading axis of events, or None for a model that learns from a
+    density. loss: (params, state, key, batch) -> (scalar, (state, metrics)), metrics a dict of scalars. sampler: (params) ->
+    Sampler. log_density: (params, x) -> scalar, or None. `state` is `()` for most. forwards: network evaluations that one event
+    costs in a loss.
     """
 
     init: Any

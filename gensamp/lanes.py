@@ -5,8 +5,8 @@ over the devices. The number of steps of a call is a traced loop bound and the s
 any chunk length, a longer run and a resumed one are the same program, and give the same bits. The step index is shared by all
 lanes and stays outside `vmap`: batched, it would turn every branch on it into a select.
 
-Two things keep a cheap kernel as fast as a bare scan: step keys are hashed for KEY_BLOCK steps at a time, and counts that do not
-depend on the state (one gradient a step, say) are multiplied on the host, not summed on the device.
+Two things keep a cheap kernel as fast as a bare scan: step keys are hashed for KEY_BLOCK steps at a time, and counts that do
+not depend on the state (one gradient a step, say) are multiplied on the host, not summed on the device.
 
 Shapes: ids [lanes], each and states [lanes, ...], buffer [capacity, lanes, ...].
 """

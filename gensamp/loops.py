@@ -111,8 +111,8 @@ class Run:
         arrays = self.shelf.read(self.done)
         if self.plan.num_steps is None:
             total = self.bills[TUNE] + self.bills[SAMPLE]
-            info = Info(total.gradients, total.densities, total.forwards, arrays["acceptance"], arrays["diverged"], arrays["extra"])
-            return arrays, info
+            per_draw = (arrays["acceptance"], arrays["diverged"], arrays["extra"])
+            return arrays, Info(total.gradients, total.densities, total.forwards, *per_draw)
         if self.plan.population > 1:
             arrays = jax.tree.map(lambda a: a[0], arrays)
         return arrays, Info(**arrays["info"])
@@ -156,7 +156,8 @@ def run_chains(plan: Plan, run: Run, until: Any) -> bool:
         for b, first in enumerate(firsts):
             chains = slice(first, min(first + plan.lanes, plan.width))
             valid = (slice(reached - base), slice(chains.stop - first))
-            run.record(chains, slice(base, reached), jax.tree.map(lambda a: np.moveaxis(np.asarray(a)[valid], 0, 1), buffers[b]))  # noqa: B023
+            values = jax.tree.map(lambda a: np.moveaxis(np.asarray(a)[valid], 0, 1), buffers[b])  # noqa: B023
+            run.record(chains, slice(base, reached), values)
         run.done = reached
 
     run.bar.update(run.index)
@@ -177,13 +178,14 @@ def run_chains(plan: Plan, run: Run, until: Any) -> bool:
         if reached == room or run.interrupted.is_set() or time.perf_counter() - flushed > BLOCK_SECONDS:
             flush(run.done, reached)
             flushed = time.perf_counter()
-            stopped = reached == look and until is not None
-            stopped = stopped and until.met(jax.tree.map(lambda a: a[:, :reached], run.shelf.arrays["position"]))  # noqa: B023
-            last = stopped or run.interrupted.is_set() or reached == plan.num_draws
+            met = False
+            if until is not None and reached == look:
+                met = until.met(jax.tree.map(lambda a: a[:, :reached], run.shelf.arrays["position"]))  # noqa: B023
+                look = until.next_look(reached)
+            last = met or run.interrupted.is_set() or reached == plan.num_draws
             run.save(_joined(states, plan.width), last=last)
-            if stopped:
+            if met:
                 return True
-            look = look if reached < look or until is None else until.next_look(reached)
     return False
 
 
@@ -239,11 +241,13 @@ def _one_lane(leaf) -> jax.ShapeDtypeStruct:
 
 def _check_start(state: PyTree) -> None:
     """Refuse chains that stand where the target, or what the sampler caches of it, is not finite."""
-    bad = [~np.isfinite(a).reshape(len(a), -1).all(axis=1) for a in jax.tree.leaves(state) if jnp.issubdtype(a.dtype, jnp.floating)]
+    bad = [
+        ~np.isfinite(a).reshape(len(a), -1).all(axis=1) for a in jax.tree.leaves(state) if jnp.issubdtype(a.dtype, jnp.floating)
+    ]
     if bad and np.any(bad):
         chains = np.flatnonzero(np.any(bad, axis=0)).tolist()
         raise ValueError(
-            f"chains {chains} start where the log density or its gradient is not finite; give initial= positions inside the support"
+            f"chains {chains} start where the log density or its gradient is not finite; give initial= inside the support"
         )
 
 

@@ -53,8 +53,9 @@ class Plan:
         """What a stored run must share to be the same run; its number of draws may grow, its lanes and devices may change."""
         chains = self.num_steps is None
         return {
-            "key": fingerprint(self.key), "sampler": fingerprint(self.maker), "number of chains": str(self.width if chains else 1),
-            "warm-up": str(self.warmup), "thinning": str(self.thin), "initial positions": fingerprint(self.initial),
+            "key": fingerprint(self.key), "sampler": fingerprint(self.maker),
+            "number of chains": str(self.width if chains else 1), "warm-up": str(self.warmup),
+            "thinning": str(self.thin), "initial positions": fingerprint(self.initial),
             "rows of each": fingerprint(self.each) if chains else "",
         }  # fmt: skip
 
@@ -114,7 +115,7 @@ def _maker(sampler, each) -> tuple[Any, Sampler]:
         raise TypeError("sample got a Model; fit it and pass model.sampler(fitted.params)")
     if each is None:
         if not isinstance(sampler, Sampler):
-            raise TypeError(f"sample got {type(sampler).__name__}; expected a Sampler, or with each= a function (each) -> Sampler")
+            raise TypeError(f"sample got {type(sampler).__name__}; expected a Sampler, or with each= (each) -> Sampler")
         return sampler, sampler
     if isinstance(sampler, Sampler) or not callable(sampler):
         raise TypeError(f"each= came with {type(sampler).__name__}; expected a function from one slice of each to a Sampler")
@@ -135,12 +136,13 @@ def _num_chains(num_chains, each, initial) -> int:
 
 
 def _check_finite(one: Sampler, num_chains, warmup, thin, initial, until, each, num_draws, store) -> None:
-    given = {"num_chains": num_chains, "initial": initial, "until": until, "warmup": warmup or None, "thin": None if thin == 1 else thin}
+    given = {"num_chains": num_chains, "initial": initial, "until": until, "warmup": warmup or None}
+    given["thin"] = None if thin == 1 else thin
     for name, value in given.items():
         if value is not None:
             raise ValueError(f"{name} was given for a finite sampler, whose draws are independent of each other; leave it out")
     if each is not None and _leading(each, "each") != num_draws:
-        raise ValueError(f"each has {_leading(each, 'each')} rows for {num_draws} draws of a finite sampler; expected one per draw")
+        raise ValueError(f"each has {_leading(each, 'each')} rows for {num_draws} finite draws; expected one row per draw")
     if one.traits.population > 1 and store is not None:
         raise ValueError("a finite population is returned in memory; leave store out")
 

@@ -2,8 +2,8 @@
 
 A run is a Python loop over compiled blocks of steps (`lanes.py`). Between them, and only there, stand the progress bar, the
 writing of draws, the checkpoint, the stopping rule and Ctrl-C; no callback enters compiled code. The number of steps of a block
-is an argument of the program, so one compilation serves warm-up, the odd tail, a longer run and a resumed one, and block lengths
-adapt to about half a second unless `chunk` fixes them.
+is an argument of the program, so one compilation serves warm-up, the odd tail, a longer run and a resumed one, and block
+lengths adapt to about half a second unless `chunk` fixes them.
 
 Chains without end advance together. The draws of a finite sampler are made one lane block after another.
 
@@ -75,7 +75,8 @@ class Draws:
     like the leading axes, or None. info: for chains the counts summed over the run (Python integers) with acceptance (of the
     step that ended at the draw) and diverged (since the last draw) per draw; for finite samplers all per draw. ledger: the
     bill, with warm-up under `tune`; the evaluation that stands a chain at its start is not a step and not in it. ending: how
-    the run ended. message: what a person should know: why it did not finish, or draws that are not finite. nonfinite: draws with a NaN or an infinity in their position.
+    the run ended. message: what a person should know: why it did not finish, or that draws are not finite. nonfinite: draws
+    with a NaN or an infinity in their position.
     """
 
     position: Any
@@ -160,10 +161,8 @@ def sample(
     if message:
         warnings.warn(message, stacklevel=2)
     recorded, info = run.recorded()
-    return Draws(
-        position=recorded["position"], log_weight=recorded.get("log_weight"), info=info, ledger=Ledger(tune=run.bills[0], sample=run.bills[1]),
-        ending=ending, message=message, nonfinite=run.nonfinite,
-    )  # fmt: skip
+    ledger = Ledger(tune=run.bills[0], sample=run.bills[1])
+    return Draws(recorded["position"], recorded.get("log_weight"), info, ledger, ending, message, run.nonfinite)
 
 
 def shown(progress: bool | None) -> bool:

@@ -65,10 +65,10 @@ class DiskStore:
             if found is None:
                 raise ValueError(f"store {self.path} exists and holds no run of gensamp; choose another path")
             if not resume:
-                raise FileExistsError(f"store {self.path} already holds a run; pass resume=True to go on with it, or another path")
+                raise FileExistsError(f"store {self.path} already holds a run; pass resume=True to go on, or another path")
             differs = sorted(part for part in identity if found.get(part) != identity[part])
             if differs:
-                raise ValueError(f"store {self.path} belongs to another run: its {', '.join(differs)} differ; choose another path")
+                raise ValueError(f"store {self.path} belongs to another run: its {', '.join(differs)} differ; choose another")
         self.group = zarr.open_group(self.path, mode="a")
         self.group.attrs["gensamp_run"] = identity
         self.arrays: PyTree = None
@@ -142,8 +142,8 @@ def _checkpointer(folder):
     from orbax.checkpoint import v1
 
     logging.getLogger("absl").setLevel(logging.ERROR)
-    policy = v1.training.preservation_policies.LatestN(2)
-    return closing(v1.training.Checkpointer(FilePath(folder).absolute(), preservation_policy=policy, cleanup_tmp_directories=True))
+    options = {"preservation_policy": v1.training.preservation_policies.LatestN(2), "cleanup_tmp_directories": True}
+    return closing(v1.training.Checkpointer(FilePath(folder).absolute(), **options))
 
 
 def _plain(tree: PyTree) -> PyTree:

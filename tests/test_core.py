@@ -30,7 +30,7 @@ def test_a_target_from_a_function_has_its_gradient_as_score():
 
 
 def test_a_target_with_a_dict_template_is_an_argument_of_jit():
-    target = gs.Target.from_log_density(lambda x: -x["a"] ** 2 - jnp.sum(x["b"] ** 2), {"a": 0.0, "b": np.zeros(2)})
+    target = gs.Target.from_log_density(lambda x: -(x["a"] ** 2) - jnp.sum(x["b"] ** 2), {"a": 0.0, "b": np.zeros(2)})
     value = jax.jit(lambda target: target.log_density({"a": jnp.float32(2.0), "b": jnp.zeros(2)}))(target)
     assert value == -4.0
     assert jax.tree.map(lambda leaf: leaf, target).template == target.template
@@ -62,7 +62,7 @@ def test_data_that_are_no_events_are_refused():
 
 def test_require_says_who_needs_what_and_what_to_do():
     target = gs.Target.from_data(np.zeros((5, 2)), name="faces")
-    with pytest.raises(ValueError, match="mala needs target.log_density, and target 'faces' has none; fit a learned map"):
+    with pytest.raises(ValueError, match=r"mala needs target\.log_density, and target 'faces' has none; fit a learned map"):
         core.require(target, "log_density", "mala")
 
 
@@ -76,7 +76,8 @@ def test_bind_refuses_functions_that_hide_their_arrays(function):
 
 def test_scalars_of_any_kind_are_one_cache_key():
     template = jax.ShapeDtypeStruct((3,), jnp.float32)
-    avals = {str(jax.typeof(core.scalar(value, template))) for value in (1, 1.0, np.float64(1), jnp.float32(1), jnp.asarray(1.0))}
+    values = (1, 1.0, np.float64(1), jnp.float32(1), jnp.asarray(1.0))
+    avals = {str(jax.typeof(core.scalar(value, template))) for value in values}
     assert avals == {"float32[]"}
 
 

@@ -92,7 +92,11 @@ def test_independent_draws_compile_to_no_collective():
     states = lanes.begin(sampler, None, key, ids, None, mesh=mesh)
     info, _, _ = lanes.lane_shapes(sampler, None, states)
     totals = jax.tree.map(lambda a: parallel.put(np.zeros((16, *a.shape), a.dtype), mesh, P(parallel.AXIS)), info)
-    hlo = lanes.advance_finite.lower(sampler, None, key, ids, states, totals, np.int32(0), np.int32(3), mesh=mesh).compile().as_text()
+    hlo = (
+        lanes.advance_finite.lower(sampler, None, key, ids, states, totals, np.int32(0), np.int32(3), mesh=mesh)
+        .compile()
+        .as_text()
+    )
     for collective in ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
         assert collective not in hlo
 
@@ -222,7 +226,9 @@ def test_a_killed_run_resumes_to_the_same_bits(case, draws, chunk, tmp_path):
     """kill -9 after the first checkpoint, resume in a new process, compare with a run that nobody killed."""
 
     def start():
-        code = KILLED.format(tests=os.path.dirname(__file__), case=case, draws=draws, chunk=chunk, store=str(tmp_path / "run.zarr"))
+        code = KILLED.format(
+            tests=os.path.dirname(__file__), case=case, draws=draws, chunk=chunk, store=str(tmp_path / "run.zarr")
+        )
         return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
 
     killed = start()
@@ -234,7 +240,7 @@ def test_a_killed_run_resumes_to_the_same_bits(case, draws, chunk, tmp_path):
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     saved = gs.store.load_checkpoint(checkpoint)
-    assert saved is not None and 0 < saved[1]["done"] + saved[1]["index"]
+    assert saved is not None and saved[1]["done"] + saved[1]["index"] > 0
     assert saved[1]["done"] < draws, "nothing was left to resume"
     assert "finished" in start().communicate(timeout=240)[0]
 
@@ -269,12 +275,12 @@ BAD = {
     "chains of a finite sampler": ((KEY, autoregression(num_steps=2), 5), {"num_chains": 4}, ValueError, "finite sampler"),
     "warm-up of a finite sampler": ((KEY, autoregression(num_steps=2), 5), {"warmup": 4}, ValueError, "finite sampler"),
     "thinned finite sampler": ((KEY, autoregression(num_steps=2), 5), {"thin": 2}, ValueError, "finite sampler"),
-    "initial NaN": ((KEY, autoregression(), 5), {"initial": np.array([[0, 0, 0], [0, np.nan, 0]])}, ValueError, r"chains \[1\]"),
+    "initial NaN": ((KEY, autoregression(), 5), {"initial": np.array([[0.0] * 3, [np.nan] * 3])}, ValueError, r"chains \[1\]"),
     "initial shape": ((KEY, autoregression(), 5), {"initial": np.zeros((4, 2))}, ValueError, r"expected \[chain, 3\]"),
     "initial tree": ((KEY, autoregression(), 5), {"initial": {"x": np.zeros((4, 3))}}, ValueError, "structure"),
     "chains that differ": ((KEY, autoregression(), 5), {"initial": np.zeros((4, 3)), "num_chains": 3}, ValueError, "differ"),
     "each without a maker": ((KEY, autoregression(), 5), {"each": np.zeros(4)}, TypeError, "function from one slice"),
-    "each of a finite run": ((KEY, Partial(lambda r: autoregression(r, num_steps=2)), 5), {"each": np.zeros(4)}, ValueError, "4 rows"),
+    "each of a finite run": ((KEY, Partial(autoregression, num_steps=2), 5), {"each": np.zeros(4)}, ValueError, "4 rows"),
     "a lane of one": ((KEY, autoregression(), 5), {"batch": 1}, ValueError, "batch is 1"),
     "resume without a store": ((KEY, autoregression(), 5), {"resume": True}, ValueError, "needs store="),
 }  # fmt: skip

@@ -13,10 +13,10 @@ import optax
 import pytest
 
 from gensamp import descent, parallel, training
-from gensamp.interrupt import interruptible
 from gensamp.clock import compile_clock
 from gensamp.core import Model, bind
 from gensamp.fit_checks import check_arguments
+from gensamp.interrupt import interruptible
 from gensamp.store import load_checkpoint
 from gensamp.training import fit
 
