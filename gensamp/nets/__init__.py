@@ -1,0 +1,9 @@
+"""Networks: pairs (init, apply) over one event, and adapters for other people's modules."""
+
+from gensamp.nets.adapters import from_equinox, from_linen, from_nnx
+from gensamp.nets.couplings import affine_couplings
+from gensamp.nets.event import Event
+from gensamp.nets.mlp import mlp
+from gensamp.nets.unet import unet
+
+__all__ = ["Event", "affine_couplings", "from_equinox", "from_linen", "from_nnx", "mlp", "unet"]

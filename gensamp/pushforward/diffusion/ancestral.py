@@ -1,0 +1,196 @@
+"""DDPM: a diffusion run backwards one Gaussian step at a time (Ho, Jain and Abbeel 2020), over any grid of continuous times.
+
+Between times t > s of the process x_t = alpha_t x_0 + sigma_t eps, the law of x_s given x_t and x_0 is Gaussian. With
+a = alpha_t / alpha_s and b = sigma_t^2 - a^2 sigma_s^2 (the noise added from s to t),
+
+    mean = (a sigma_s^2 x_t + alpha_s b x_0) / sigma_t^2,    variance = b sigma_s^2 / sigma_t^2        (their equations 6-7)
+
+and a step draws from it with x_0 replaced by the denoiser's guess (x_t - sigma_t eps_hat) / alpha_t (the variance is their
+beta tilde). Row "diffusion" of the table: start N(0, sigma_1^2), learned stochastic steps, as many as the grid has.
+
+The start's variance is sigma^2 at the grid's first time, plus alpha^2 times the data's variance: 2500 and not 1 for a
+variance-exploding process with sigma_max = 50. In the frame of a fitted model the data's variance is one.
+"""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gensamp.core import Info, Model, Network, Sampler, Static, Traits, bind, scalar
+from gensamp.nets.event import Event
+from gensamp.noise import FLOOR, Noise, eps_to_x0, x0_to_eps
+from gensamp.pushforward.diffusion.grids import uniform_time
+from gensamp.pushforward.diffusion.losses import denoiser, denoising_init, denoising_loss
+from gensamp.pushforward.frame import enter, identity_frame, leave
+
+__all__ = ["ancestral", "ddpm", "finite_sampler", "guess", "model_clip", "model_grid", "posterior_variance", "root"]
+
+
+def ancestral(
+    denoise: Any, noise: Noise, grid: Any, template: Any, *, clip: Any = None, data_variance: Any = 0.0, frame: Any = None
+) -> Sampler:
+    """The ancestral sampler of any denoiser, learned or exact.
+
+    Args:
+        denoise: (t, x) -> eps_hat, like x; a Partial with its arrays bound.
+        noise: the process the denoiser was made for.
+        grid: [num_steps + 1] times from noise to data, as `grids` makes them. Leaves.
+        template: one event.
+        clip: (lowest, highest) value of an event's coordinates; guesses of x_0 are clipped to it. None: no clipping.
+        data_variance: variance of the data in the frame's coordinates, for the scale of the start.
+        frame: shift and scale in which the denoiser works (`pushforward.frame`); None: the data's own coordinates.
+
+    Returns:
+        A finite Sampler of `num_steps` steps, one forward each.
+
+    Raises:
+        ValueError: the grid is not a vector of at least two times in [0, 1] that never rise.
+    """
+    return finite_sampler(_step, (denoise, noise), noise, grid, template, clip, data_variance, frame)
+
+
+def ddpm(
+    network: Network,
+    noise: Noise,
+    *,
+    template: Any,
+    num_steps: int = 200,
+    grid: Any = None,
+    clip: Any = None,
+    prediction: Literal["eps", "v"] = "v",
+    conditional: bool = False,
+) -> Model:
+    """A denoising diffusion model with ancestral sampling.
+
+    Args:
+        network: apply(params, x, t) -> like x (and apply(params, x, t, condition) when conditional), one event each.
+        noise: the process, such as `noise.cosine()`.
+        template: one event.
+        num_steps: steps of a draw, equally spaced in time; ignored when a grid is given.
+        grid: [steps + 1] times, instead of equal spacing.
+        clip: (lowest, highest) value of the data, (-1, 1) for such images; None: no clipping. It helps a poor network and
+            biases a good one.
+        prediction: what the network returns, see `losses`: "v", or "eps" as in the paper.
+        conditional: batches are pairs (events, conditions), and samplers are made by model.sampler(params, condition).
+
+    Returns:
+        Model; one forward per event in a loss, one per step of a draw. Its parameters fit `ddim` and `score_langevin` of the
+        same network, noise and prediction.
+    """
+    event = Event.of(template)
+    return Model(
+        init=denoising_init(network, conditional),
+        loss=denoising_loss(network, noise, template, conditional, prediction),
+        sampler=bind(
+            _model_sampler,
+            network,
+            noise,
+            model_grid(grid, num_steps),
+            event,
+            model_clip(clip, event.template),
+            Static(prediction),
+        ),
+    )
+
+
+def posterior_variance(noise: Noise, t: Any, s: Any) -> jax.Array:
+    """Variance of x_s given x_t and x_0, for s <= t; 0 at s = t and where x_s is clean."""
+    ratio = noise.alpha(t) / jnp.maximum(noise.alpha(s), FLOOR)
+    added = jnp.maximum(noise.sigma(t) ** 2 - (ratio * noise.sigma(s)) ** 2, 0)
+    return added * noise.sigma(s) ** 2 / jnp.maximum(noise.sigma(t) ** 2, FLOOR**2)
+
+
+def guess(noise: Noise, clip: Any, t: Any, x: Any, eps: Any) -> tuple[Any, Any]:
+    """The clean event x_0 that eps_hat implies, clipped to `clip` (two trees of bounds) or not, and the eps that fits it.
+
+    eps is recomputed from the clipped x_0: with the old one, the two no longer add up to x_t (and DDIM no longer to DDPM).
+    """
+    x0 = eps_to_x0(noise, t, x, eps)
+    if clip is None:
+        return x0, eps
+    x0 = jax.tree.map(jnp.clip, x0, *clip)
+    return x0, x0_to_eps(noise, t, x, x0)
+
+
+def finite_sampler(step, given, noise, grid, template, clip, data_variance, frame) -> Sampler:
+    """A Sampler down a time grid: step(*given, clip, times, event, key, x, index) -> (x, Info). Shared by `ddim`."""
+    event = Event.of(template)
+    if jnp.ndim(grid) != 1 or jnp.size(grid) < 2:
+        raise ValueError(f"a diffusion sampler got a grid of shape {jnp.shape(grid)}; expected [num_steps + 1] times")
+    if not isinstance(grid, jax.core.Tracer):
+        known = np.asarray(grid)
+        if not (np.all(np.diff(known) <= 0) and known[0] <= 1 and known[-1] >= 0):
+            raise ValueError(f"a diffusion sampler got the grid {known}; expected times from noise (1) down to data (0)")
+    frame = identity_frame(event.template) if frame is None else frame
+    times = jnp.asarray(grid, event.dtype)
+    if clip is not None:
+        clip = tuple(enter(frame, event.unflatten(jnp.full(event.size, bound, event.dtype))) for bound in clip)
+    return Sampler(
+        start=bind(_start, noise, times, scalar(data_variance, event.template), event),
+        init=bind(_stand),
+        step=bind(step, *given, clip, times, event),
+        position=bind(leave, frame),
+        num_steps=times.size - 1,
+        traits=Traits(law="approximate"),
+    )
+
+
+def model_grid(grid: Any, num_steps: int) -> jax.Array:
+    """The grid that was given, or equal steps of time from 1 to 0."""
+    return uniform_time(num_steps) if grid is None else jnp.asarray(grid)
+
+
+def model_clip(clip: Any, template: Any) -> Any:
+    """Bounds as two leaves, or None."""
+    if clip is None:
+        return None
+    if len(clip) != 2 or not clip[0] < clip[1]:
+        raise ValueError(f"clip is {clip}; expected (lowest, highest) value of the data")
+    return tuple(scalar(bound, template) for bound in clip)
+
+
+def root(variance: jax.Array) -> jax.Array:
+    """Square root whose gradient at zero is zero and not infinite, as at the last step of a grid."""
+    positive = variance > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1)), 0)
+
+
+def _start(noise, times, data_variance, event, key):
+    scale = jnp.sqrt(noise.sigma(times[0]) ** 2 + noise.alpha(times[0]) ** 2 * data_variance)
+    return jax.tree.map(lambda z: scale.astype(z.dtype) * z, event.normal(key))
+
+
+def _stand(key, z):
+    del key
+    return z
+
+
+def _step(denoise, noise, clip, times, event, key, x, index):
+    t, s = times[index], times[index + 1]
+    x0, _ = guess(noise, clip, t, x, denoise(t, x))
+    ratio = noise.alpha(t) / jnp.maximum(noise.alpha(s), FLOOR)
+    # Weight of x_t in the mean; the rest goes to x_0. A step of no length at clean data has 0/0 here: it must keep x_t.
+    clean = noise.sigma(t) < FLOOR
+    kept = jnp.where(clean, 1, ratio * (noise.sigma(s) / jnp.maximum(noise.sigma(t), FLOOR)) ** 2)
+    moved = noise.alpha(s) - kept * noise.alpha(t)
+    spread = root(posterior_variance(noise, t, s))
+
+    def update(x, x0, z):
+        return kept.astype(x.dtype) * x + moved.astype(x.dtype) * x0 + spread.astype(x.dtype) * z
+
+    return jax.tree.map(update, x, x0, event.normal(key)), Info.of(forwards=1)
+
+
+def _model_sampler(network, noise, grid, event, clip, prediction, params, *condition):
+    frame = {"shift": params["shift"], "scale": params["scale"]}
+    return ancestral(
+        denoiser(network, noise, params, condition, prediction.value),
+        noise,
+        grid,
+        event.template,
+        clip=clip,
+        data_variance=1.0,
+        frame=frame,
+    )

@@ -1,0 +1,102 @@
+"""DDIM: a diffusion run backwards with as much fresh noise as one likes, none by default (Song, Meng and Ermon 2021).
+
+With x_0 and eps as guessed at time t, and v the posterior variance of the ancestral step from t to s, a step is
+
+    x_s = alpha_s x_0 + sqrt(sigma_s^2 - eta^2 v) eps + eta sqrt(v) z,    z ~ N(0, I)              (their equations 12, 16)
+
+eta = 1 is the ancestral sampler in law; eta = 0 is deterministic, a first-order exponential solver of the probability-flow ODE:
+halving the step halves the error. It never forgets its start, so the start must have the process's own scale.
+Row "diffusion" of the table.
+"""
+
+from typing import Any, Literal
+
+import jax
+
+from gensamp.core import Info, Model, Network, Sampler, Static, bind, scalar
+from gensamp.nets.event import Event
+from gensamp.noise import Noise
+from gensamp.pushforward.diffusion.ancestral import finite_sampler, guess, model_clip, model_grid, posterior_variance, root
+from gensamp.pushforward.diffusion.losses import denoiser, denoising_init, denoising_loss
+
+__all__ = ["ddim", "ddim_sampler"]
+
+
+def ddim_sampler(
+    denoise: Any,
+    noise: Noise,
+    grid: Any,
+    template: Any,
+    *,
+    eta: Any = 0.0,
+    clip: Any = None,
+    data_variance: Any = 0.0,
+    frame: Any = None,
+) -> Sampler:
+    """The DDIM sampler of any denoiser, learned or exact.
+
+    Args:
+        denoise: (t, x) -> eps_hat, like x; a Partial with its arrays bound.
+        eta: 0 (deterministic) to 1 (as noisy as the ancestral sampler), a leaf.
+        noise, grid, template, clip, data_variance, frame: as for `ancestral`.
+
+    Returns:
+        A finite Sampler of as many steps as the grid has, one forward each.
+
+    Raises:
+        ValueError: eta is outside [0, 1], or the grid is not a vector of times that never rise.
+    """
+    if not isinstance(eta, jax.core.Tracer) and not 0 <= float(eta) <= 1:
+        raise ValueError(f"ddim got eta={eta}; expected a number from 0 (deterministic) to 1 (ancestral)")
+    return finite_sampler(_step, (scalar(eta, template), denoise, noise), noise, grid, template, clip, data_variance, frame)
+
+
+def ddim(
+    network: Network,
+    noise: Noise,
+    *,
+    template: Any,
+    num_steps: int = 50,
+    eta: Any = 0.0,
+    grid: Any = None,
+    clip: Any = None,
+    prediction: Literal["eps", "v"] = "v",
+    conditional: bool = False,
+) -> Model:
+    """A denoising diffusion model with DDIM sampling: the loss and the parameters of `ddpm`, another way to draw.
+
+    Args:
+        eta: 0 (deterministic) to 1 (ancestral), a leaf.
+        network, noise, template, num_steps, grid, clip, prediction, conditional: as for `ddpm`.
+
+    Returns:
+        Model; one forward per event in a loss, one per step of a draw.
+    """
+    event = Event.of(template)
+    return Model(
+        init=denoising_init(network, conditional),
+        loss=denoising_loss(network, noise, template, conditional, prediction),
+        sampler=bind(
+            _model_sampler, network, noise, model_grid(grid, num_steps), event, model_clip(clip, event.template),
+            scalar(eta, event.template), Static(prediction),
+        ),
+    )  # fmt: skip
+
+
+def _step(eta, denoise, noise, clip, times, event, key, x, index):
+    t, s = times[index], times[index + 1]
+    x0, eps = guess(noise, clip, t, x, denoise(t, x))
+    fresh = eta * root(posterior_variance(noise, t, s))
+    direction = root(noise.sigma(s) ** 2 - fresh**2)
+
+    def update(x0, eps, z):
+        return noise.alpha(s).astype(x0.dtype) * x0 + direction.astype(x0.dtype) * eps + fresh.astype(x0.dtype) * z
+
+    return jax.tree.map(update, x0, eps, event.normal(key)), Info.of(forwards=1)
+
+
+def _model_sampler(network, noise, grid, event, clip, eta, prediction, params, *condition):
+    return ddim_sampler(
+        denoiser(network, noise, params, condition, prediction.value), noise, grid, event.template,
+        eta=eta, clip=clip, data_variance=1.0, frame={"shift": params["shift"], "scale": params["scale"]},
+    )  # fmt: skip

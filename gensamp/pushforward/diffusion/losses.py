@@ -1,0 +1,93 @@
+"""The denoising loss, and the trained network as a denoiser: what every diffusion and score sampler shares.
+
+    loss = E_t E_x0 E_eps | eps_hat(t, alpha x0 + sigma eps) - eps |^2 / d,    t ~ U(t_min, 1)
+
+is Ho, Jain and Abbeel's simple loss (2020, equation 14) in continuous time; as score matching it is Song and Ermon's (2019,
+equation 6) with weight sigma^2, since the score is -eps / sigma. So ancestral, DDIM and annealed Langevin sampling can exchange
+parameters, given one network and one noise. The batch's times are one uniform number and its equal shifts modulo one, which
+covers the noise levels evenly and lowers the variance of the loss (Kingma et al. 2021, appendix I.1).
+
+A network may predict eps itself, or v = (alpha eps - sigma x_0) / r with r = sqrt(alpha^2 + sigma^2): the v of Salimans and Ho
+(2022) where r = 1, and the preconditioning of Karras et al. (2022, table 1) for a process that explodes. The loss is then taken
+on v, and eps_hat = (sigma x_t / r + alpha v_hat) / r: the noisy input goes straight through, so that a small network need not
+carry it, and high noise levels weigh more.
+
+Events enter the frame (`pushforward.frame`) of the first batch, and the network sees x_t / r, which has about unit variance at
+every level of every process.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gensamp.core import Network, Static, bind
+from gensamp.nets.event import Event
+from gensamp.noise import Noise, diffuse
+from gensamp.pushforward.frame import enter, fit_frame
+
+__all__ = ["denoiser", "denoising_init", "denoising_loss"]
+
+
+def denoising_init(network: Network, conditional: bool) -> Any:
+    """Model.init: (key, batch) -> ({"network", "shift", "scale"}, ()); `fit` does not move shift and scale, the frame."""
+    return bind(_init, network, Static(conditional))
+
+
+def denoising_loss(network: Network, noise: Noise, template: Any, conditional: bool, prediction: str) -> Any:
+    """Model.loss: one forward per event. Metric: "denoising_error", the loss, about 1 for a network that returns zero."""
+    if prediction not in ("eps", "v"):
+        raise ValueError(f"prediction is {prediction!r}; expected 'eps' or 'v', what the network is to return")
+    return bind(_loss, network, noise, Event.of(template), Static((conditional, prediction)))
+
+
+def denoiser(network: Network, noise: Noise, params: Any, condition: tuple = (), prediction: str = "v") -> Any:
+    """The trained network as (t, x) -> eps_hat in the frame's coordinates, for any sampler that takes a denoiser."""
+    return bind(_predicted_eps, network, noise, params["network"], condition, Static(prediction))
+
+
+def _init(network, conditional, key, batch):
+    if batch is None:
+        raise ValueError("a diffusion model got no data; expected a batch of events to learn from")
+    x = _split(conditional, batch)[0]
+    return {"network": network.init(key), **fit_frame(x)}, ()
+
+
+def _loss(network, noise, event, options, params, state, key, batch):
+    conditional, prediction = options.value
+    x, condition = _split(Static(conditional), batch)
+    frame = jax.lax.stop_gradient({"shift": params["shift"], "scale": params["scale"]})
+    size = len(jax.tree.leaves(x)[0])
+    key_time, key_noise = jax.random.split(key)
+    offset = jax.random.uniform(key_time, (), event.dtype)
+    times = noise.t_min + (1 - noise.t_min) * jnp.mod(offset + jnp.arange(size, dtype=event.dtype) / size, 1)
+
+    def one(key, t, x, *condition):
+        eps, x0 = event.normal(key), enter(frame, x)
+        wanted = eps if prediction == "eps" else _scaled(noise, t, diffuse(noise, t, eps, jax.tree.map(jnp.negative, x0)))
+        found = network.apply(params["network"], _scaled(noise, t, diffuse(noise, t, x0, eps)), t, *condition)
+        return jnp.square(event.flatten(found) - event.flatten(wanted)).mean()
+
+    error = jax.vmap(one)(jax.random.split(key_noise, size), times, x, *condition).mean()
+    return error, (state, {"denoising_error": error})
+
+
+def _split(conditional, batch):
+    if not conditional.value:
+        return batch, ()
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise ValueError(f"a conditional model got a {type(batch).__name__} as batch; expected a pair (events, conditions)")
+    return batch[0], (batch[1],)
+
+
+def _predicted_eps(network, noise, weights, condition, prediction, t, x):
+    found = network.apply(weights, _scaled(noise, t, x), t, *condition)
+    if prediction.value == "eps":
+        return found
+    return _scaled(noise, t, diffuse(noise, t, found, _scaled(noise, t, x)))
+
+
+def _scaled(noise, t, x):
+    """x / r."""
+    scale = jax.lax.rsqrt(noise.alpha(t) ** 2 + noise.sigma(t) ** 2)
+    return jax.tree.map(lambda a: a * scale.astype(a.dtype), x)
