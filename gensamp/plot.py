@@ -37,6 +37,7 @@ _COLOURS = (
 )
 _MARKERS = "osD^vPX*<>p"
 _TRUTH = "#5B5B5B"
+_PAPER = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
 
 
 def draws_beside_truth(comparison: Comparison, pair: tuple[int, int] = (0, 1)) -> Figure:
@@ -70,7 +71,7 @@ def draws_beside_truth(comparison: Comparison, pair: tuple[int, int] = (0, 1)) -
             [any(not low <= value <= high for value, (low, high) in zip(p[list(chosen)], limits, strict=True)) for p in part]
         )
         note = "" if away < 0.005 else f"{away:.0%} outside"
-        axis.text(0.97, 0.03, note, transform=axis.transAxes, ha="right", va="bottom", fontsize=8, color="#B00000")
+        axis.text(0.97, 0.96, note, transform=axis.transAxes, ha="right", va="top", fontsize=8, color="#B00000", bbox=_PAPER)
         axis.set_title(name, fontsize=10, color=colour, fontweight="bold")
     for i, axis in enumerate(axes[: len(panels)]):
         axis.tick_params(labelsize=7)
@@ -87,7 +88,7 @@ def error_curves(comparison: Comparison, unit: Unit = "evaluations") -> Figure:
 
     Hollow points cannot be told from exact draws with this reference: they stand at the resolution, twice the standard error.
     """
-    figure, (axis,) = _grid(1, 1, width=7.6, height=4.4)
+    figure, (axis,) = _grid(1, 1, width=8.2, height=4.4)
     spread = comparison.judge.yard.spread
     for row in comparison.done:
         if not row.curve:
@@ -98,7 +99,7 @@ def error_curves(comparison: Comparison, unit: Unit = "evaluations") -> Figure:
         error = np.array([point.error for point in row.curve])
         clear = error > resolution
         height = np.where(clear, error, np.maximum(resolution, 1e-12))
-        label = row.name if cost[-1] > 0 else f"{row.name} (costs none)"
+        label = row.name if cost[-1] > 0 else f"{row.name}: free"
         axis.plot(cost, height, color=colour, lw=1.4, marker=marker, ms=5, mfc="none", mew=1.2, label=label)
         axis.plot(cost[clear], height[clear], color=colour, ls="none", marker=marker, ms=5)
     axis.set_yscale("log")
@@ -108,7 +109,7 @@ def error_curves(comparison: Comparison, unit: Unit = "evaluations") -> Figure:
         axis.xaxis.set_major_formatter(FuncFormatter(_short))
         axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel(
-        "evaluations: gradients, densities, network passes (training and tuning included)" if unit == "evaluations"
+        "evaluations (training and tuning included)" if unit == "evaluations"
         else "seconds (training, tuning and compilation included)"
     )  # fmt: skip
     axis.set_ylabel("squared energy distance to the truth")

@@ -190,7 +190,7 @@ def _build_ddpm(target, budget):
     from gensamp.pushforward import ddpm
 
     steps = {"tiny": 8, "small": 100, "full": 1000}[budget]
-    return ddpm(_denoiser(target, budget), noise.cosine(), template=target.template, num_steps=steps, clip=_bounds(target))
+    return ddpm(_denoiser(target, budget), noise.cosine(), template=target.template, num_steps=steps)
 
 
 def _build_ddim(target, budget):
@@ -198,7 +198,7 @@ def _build_ddim(target, budget):
     from gensamp.pushforward import ddim
 
     steps = {"tiny": 4, "small": 50, "full": 100}[budget]
-    return ddim(_denoiser(target, budget), noise.cosine(), template=target.template, num_steps=steps, clip=_bounds(target))
+    return ddim(_denoiser(target, budget), noise.cosine(), template=target.template, num_steps=steps)
 
 
 def _build_score_langevin(target, budget):
@@ -226,12 +226,6 @@ def _cell(target) -> float:
     """The width of a cell of data on a lattice (grey levels); 0 for data that are on none."""
     values = _lattice(target)
     return 0.0 if values is None else float(np.diff(values).min())
-
-
-def _bounds(target) -> tuple[float, float] | None:
-    """The lowest and highest value of data on a lattice, which have no others beyond."""
-    values = _lattice(target)
-    return None if values is None else (float(values[0]), float(values[-1]))
 
 
 def _lattice(target) -> np.ndarray | None:
