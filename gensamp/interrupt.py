@@ -12,10 +12,11 @@ __all__ = ["interruptible"]
 def interruptible() -> Iterator[threading.Event]:
     """Ctrl-C sets the event, so that the block in hand is finished and its donated buffers are whole; a second one raises.
 
-    Outside the main thread, where Python delivers no signal, the event is never set.
+    Outside the main thread, where Python delivers no signal, and where Ctrl-C is ignored (nohup), the event is never set.
     """
     interrupted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if ignored or threading.current_thread() is not threading.main_thread():
         yield interrupted
         return
 

@@ -43,7 +43,8 @@ class Entry:
 
     name: as on the command line. title: for tables and plots. half: whose it is. makes: what `make` returns.
     needs: fields of the target it cannot do without; "events" is data or exact draws to learn from. kernel: for samplers whose
-    step size and metric are tuned, the factory (target, step_size, *, inverse_mass_matrix) -> Sampler that `tune` takes.
+    step size and metric are tuned, the factory (target, step_size, *, inverse_mass_matrix) -> Sampler that `tune` takes, and
+    target_acceptance what it is tuned to.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Entry:
     build: Callable[[Target, str], Sampler | Model] = field(repr=False)
     needs: tuple[str, ...] = ("log_density",)
     kernel: Callable[..., Sampler] | None = field(default=None, repr=False)
+    target_acceptance: float = 0.8
     training: Mapping[str, FitOptions] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -174,7 +176,7 @@ def _build_realnvp(target, budget):
 def _build_realnvp_reverse_kl(target, budget):
     from gensamp.pushforward import realnvp
 
-    return realnvp(target.template, target=target, **_FLOW[budget])
+    return realnvp(target.template, target=target, anneal=_LIKELIHOOD[budget].num_steps // 2, **_FLOW[budget])
 
 
 def _build_vae(target, budget):
@@ -254,7 +256,7 @@ _DENOISING = {
 
 _ENTRIES = (
     Entry("ula", "Langevin, unadjusted", "mcmc", "sampler", _build_ula),
-    Entry("mala", "Langevin, adjusted", "mcmc", "sampler", _build_mala, kernel=_mala),
+    Entry("mala", "Langevin, adjusted", "mcmc", "sampler", _build_mala, kernel=_mala, target_acceptance=0.574),
     Entry("hmc", "Hamiltonian", "mcmc", "sampler", _build_hmc, kernel=_hmc),
     Entry("nuts", "No-U-turn", "mcmc", "sampler", _build_nuts, kernel=_nuts),
     Entry(

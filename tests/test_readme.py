@@ -12,6 +12,7 @@ SHORTER = [
     (r'"small"', '"tiny"'),
     (r"1_000_000", "600"),
     (r"num_chains=64", "num_chains=4"),
+    (r"gs\.nets\.unet\(digits\.template", "gs.nets.unet(digits.template, width=8"),
 ]
 
 
@@ -28,10 +29,11 @@ def test_readme_runs(tmp_path, monkeypatch):
         exec(compile(block, f"README block {number}", "exec"), names)
         if "sampler = gs.mcmc.mala" in block:
             assert names["draws"].position.shape == (4, 1000, 5)
+        if "images =" in block and "ddpm" in block:
+            assert names["images"].position.shape == (1, 64, 8, 8, 1)
         if "constrain" in block:
             assert names["named"]["mu"].shape == (4, 1000) and {"theta", "tau"} <= set(names["named"])
         if "each=step_sizes" in block:
             assert names["sweep"].position.shape == (8, 500, 5)
             assert names["draws"].position.shape == (1, 40, 8, 8, 1)
-    assert names["images"].position.shape == (1, 64, 8, 8, 1)
     assert (tmp_path / "run.zarr").exists() and np.isfinite(names["draws"].position).all()

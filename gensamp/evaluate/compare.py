@@ -24,6 +24,7 @@ from gensamp.core import Ledger, Model, Sampler, Target, Truth, check_key
 from gensamp.evaluate.comparison import BUDGETS, Budget, Comparison, Point, Row
 from gensamp.evaluate.cost import cost_of
 from gensamp.evaluate.judge import Judge
+from gensamp.evaluate.long_run import with_long_run
 from gensamp.evaluate.report import evaluate, in_order
 
 __all__ = ["compare"]
@@ -41,6 +42,7 @@ class _Candidate:
     kernel: Callable[..., Sampler] | None
     events: bool | None
     training: Mapping[str, Any]
+    acceptance: float = 0.8
 
 
 def compare(
@@ -55,8 +57,8 @@ def compare(
 
     Args:
         key: a typed key; a row depends on it and on the row's name only.
-        target: any Target with an exact sampler, reference draws or data. Data without held-out events are split: four
-            fifths to learn from, the rest to judge by.
+        target: any Target. Data without held-out events are split: four fifths to learn from, the rest to judge by. A
+            density without exact or reference draws is judged by a long NUTS run, and the report says so.
         samplers: None for all registered ones that apply; names of registered ones; or a dict from names to Samplers, Models
             or functions (target) -> Sampler | Model. Chains of yours are run as they are, after a warm-up; Models are fitted.
         budget: "tiny", "small", "full", or a Budget.
@@ -78,7 +80,7 @@ def compare(
         budget = BUDGETS[budget]
     candidates, skipped = _candidates(samplers, target, budget)
     started = time.perf_counter()
-    target = _with_held_out(target)
+    target = _with_reference(jax.random.fold_in(key, 3), target)
     judge = Judge.of(
         jax.random.fold_in(key, 0),
         target,
@@ -122,8 +124,9 @@ def _of_registry(entry, target, budget) -> _Candidate:
     training = entry.fit_options(budget.name).as_keywords() if entry.makes == "model" else {}
     events = "events" in entry.needs if entry.makes == "model" else None
     return _Candidate(
-        entry.name, entry.title, entry.half, lambda: entry.make(target, budget.name), entry.kernel, events, training
-    )
+        entry.name, entry.title, entry.half, lambda: entry.make(target, budget.name), entry.kernel, events, training,
+        entry.target_acceptance,
+    )  # fmt: skip
 
 
 def _of_yours(name, made, target, budget) -> _Candidate:
@@ -160,7 +163,7 @@ def _run(key, candidate, target, budget, judge, events, fits) -> Row:
         draws = sample(run, made, budget.chain_draws, num_chains=budget.num_chains, warmup=budget.tune_steps, progress=False)
         ledger = draws.ledger
     else:
-        tuned, sampler = _tuned(prepare, candidate.kernel, target, budget)
+        tuned, sampler = _tuned(prepare, candidate, target, budget)
         draws = sample(run, sampler, budget.chain_draws, initial=tuned.initial, progress=False)
         ledger = tuned.ledger + draws.ledger
     draws = dataclasses.replace(draws, ledger=ledger)
@@ -172,18 +175,25 @@ def _run(key, candidate, target, budget, judge, events, fits) -> Row:
     )  # fmt: skip
 
 
-def _tuned(key, kernel, target, budget):
-    """What `tune` found, and the sampler. A kernel that accepts everything takes MALA's step size and metric."""
-    from gensamp.adapt import tune
-    from gensamp.mcmc import mala
+def _tuned(key, candidate, target, budget):
+    """What `tune` found, and the sampler.
 
+    A kernel that accepts everything has no acceptance to tune: it takes MALA's metric and a quarter of its step size, which
+    leaves it biased, but not by the step that MALA can afford because it rejects.
+    """
+    from gensamp.adapt import tune
+    from gensamp.registry import find
+
+    kernel, acceptance = candidate.kernel, candidate.acceptance
     adjusted = kernel(target, 1.0).traits.law != "approximate"
-    tuned = tune(
-        key, kernel if adjusted else mala, target, num_chains=budget.num_chains, num_steps=budget.tune_steps, progress=False
-    )
+    if not adjusted:
+        mala = find("mala")
+        kernel, acceptance = mala.kernel, mala.target_acceptance
+    options = {"num_chains": budget.num_chains, "num_steps": budget.tune_steps, "target_acceptance": acceptance}
+    tuned = tune(key, kernel, target, progress=False, **options)
     if adjusted:
         return tuned, tuned.sampler
-    return tuned, kernel(target, tuned.step_size, inverse_mass_matrix=tuned.inverse_mass_matrix)
+    return tuned, candidate.kernel(target, tuned.step_size / 4, inverse_mass_matrix=tuned.inverse_mass_matrix)
 
 
 def _finite(key, sampler, judge, budget):
@@ -232,11 +242,13 @@ def _from_log(log_weight: np.ndarray) -> np.ndarray:
     return np.maximum(np.exp(log_weight - log_weight.max()), 1e-30)
 
 
-def _with_held_out(target: Target) -> Target:
-    """The target, a fifth of its data held out as the reference if nothing else could judge."""
+def _with_reference(key, target: Target) -> Target:
+    """The target, with something to judge by: a fifth of its data held out, or a long NUTS run, if it has nothing better."""
     known = target.truth.reference if target.truth is not None else None
-    if target.exact is not None or known is not None or target.data is None:
+    if target.exact is not None or known is not None or (target.data is None and target.log_density is None):
         return target
+    if target.data is None:
+        return with_long_run(key, target)
     n = len(jax.tree.leaves(target.data)[0])
     rows = np.random.default_rng(0).permutation(n)
     if n < 50:

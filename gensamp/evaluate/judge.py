@@ -151,7 +151,8 @@ def _exact_draws(key, target, num_reference, num_pool) -> tuple[Any, Any, str]:
     if known is not None and target.data is not None:
         return _in_user_space(target, known), _in_user_space(target, target.data), "held-out data"
     if known is not None:
-        return _in_user_space(target, known), None, "reference draws"
+        source = target.truth.source if target.truth is not None else ""
+        return _in_user_space(target, known), None, source or "reference draws"
     if target.data is not None:
         return _in_user_space(target, target.data), None, "the data themselves"
     raise ValueError(

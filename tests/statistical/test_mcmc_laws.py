@@ -29,10 +29,8 @@ HMC = blackjax.hmc.build_kernel()
 def gaussian_truth(variance):
     """The law N(0, variance) in every coordinate, as far as the checks ask."""
     scale = np.sqrt(variance)
-    quantiles = {p: scale * float(norm.ppf(p)) for p in PROBABILITIES}
-    return gs.Truth(
-        mean=(np.zeros_like(scale), 0.0), variance=(variance, 0.0), quantiles=(quantiles, 0.0), source="closed form"
-    )
+    quantiles = {p: (scale * float(norm.ppf(p)), 0.0) for p in PROBABILITIES}
+    return gs.Truth(mean=(np.zeros_like(scale), 0.0), variance=(variance, 0.0), quantiles=quantiles, source="closed form")
 
 
 def log_gaussian(precision, x):
