@@ -81,7 +81,8 @@ def advance(maker, each, key, ids, states, buffer, start, stop, first, thin, *, 
             return jax.lax.fori_loop(begin, end, lambda i, carry: step(i, step_keys[i - begin], carry), carry)
 
         counts = {name: jnp.zeros(ids.shape, jnp.int32) for name in counted}
-        carry = (states, counts, jnp.zeros(ids.shape, bool), buffer)
+        # Whether a step since the last draw diverged; nothing to carry when every step is a draw.
+        carry = (states, counts, None if thin is None else jnp.zeros(ids.shape, bool), buffer)
         states, counts, _, buffer = jax.lax.fori_loop(0, (stop - start + KEY_BLOCK - 1) // KEY_BLOCK, block, carry)
         return states, counts, buffer
 
@@ -125,22 +126,24 @@ def finish(maker, each, states, *, mesh: Mesh):
 
 def lane_shapes(maker, each, states) -> tuple[Info, PyTree, dict[str, int]]:
     """Info and position of one step of one lane, as shapes, and the counts that are the same number at every step."""
-
-    def one(key, maker, each, state):
-        _, info, position = _step_one(maker, each, key, state, jnp.int32(0))
-        return info, position
-
     each, state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), (each, states))
     key = jax.eval_shape(lambda: jax.random.key(0))
-    jaxpr, (info, position) = jax.make_jaxpr(one, return_shape=True)(key, maker, each, state)
-    outputs = dict(zip(COUNTS, jaxpr.jaxpr.outvars, strict=False))
+    traced = _first_step.trace(maker, each, key, state)
+    outputs = dict(zip(COUNTS, traced.jaxpr.jaxpr.outvars, strict=False))
     fixed = {name: int(output.val) for name, output in outputs.items() if isinstance(output, Literal)}
-    return info, position, fixed
+    return *jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), traced.out_info), fixed
 
 
 def recorded_row(info: Info, position: PyTree) -> PyTree:
     """What is recorded of one draw of a chain without end."""
     return {"position": position, "acceptance": info.acceptance, "diverged": info.diverged, "extra": info.extra}
+
+
+@jax.jit
+def _first_step(maker, each, key, state):
+    """Never run: a jitted function remembers its traces, so a second run of a sampler is not traced again."""
+    _, info, position = _step_one(maker, each, key, state, jnp.int32(0))
+    return info, position
 
 
 def _lane_keys(key, ids):

@@ -179,7 +179,8 @@ def _first(each: PyTree) -> PyTree:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], jax.dtypes.canonicalize_dtype(a.dtype)), each)
 
 
+@jax.jit
 def _start(key, maker, each):
-    """A position: what `initial` must look like, one chain of it."""
+    """Never run: a position: what `initial` must look like, one chain of it."""
     sampler = resolve(maker, each)
     return sampler.position(core.begin(key, sampler))
