@@ -5,6 +5,9 @@ import jax.numpy as jnp
 
 from gensamp.core import Info, Sampler, Static, Target, Traits, bind, scalar
 from gensamp.mcmc import nuts
+from gensamp.nets import unet
+from gensamp.noise import cosine
+from gensamp.pushforward import ddpm
 
 
 def autoregression(rho=0.5, *, shape=(3,), num_steps=None, dtype=jnp.float32) -> Sampler:
@@ -25,15 +28,27 @@ def convolution(width=4, num_steps=6) -> Sampler:
     )  # fmt: skip
 
 
+def no_u_turn(step_size=0.3) -> Sampler:
+    """NUTS on a Gaussian with 32 different scales."""
+    return nuts(Target.from_log_density(_stiff, jnp.zeros(32)), step_size)
+
+
+def diffusion(num_steps=5) -> Sampler:
+    """DDPM with an untrained U-Net of XLA's convolutions on 8 x 8 images."""
+    template = jax.ShapeDtypeStruct((8, 8, 1), jnp.float32)
+    model = ddpm(unet(template, width=8, convolution="xla"), cosine(), template=template, num_steps=num_steps)
+    params, _ = model.init(jax.random.key(0), jax.random.normal(jax.random.key(1), (16, 8, 8, 1)))
+    return model.sampler(params)
+
+
 def slow_nuts() -> Sampler:
     """NUTS whose step is far too short: hundreds of gradients a draw, so that a run lasts long enough to be killed."""
-    target = Target.from_log_density(_stiff, jnp.zeros(32))
-    return nuts(target, step_size=0.02)
+    return no_u_turn(0.02)
 
 
-def slow_convolution() -> Sampler:
-    """A finite run of many steps, each a convolution, for the same purpose."""
-    return convolution(width=64, num_steps=4_000)
+def slow_diffusion() -> Sampler:
+    """Thousands of steps, for the same purpose."""
+    return diffusion(1_500)
 
 
 def _stiff(x):

@@ -69,7 +69,7 @@ def test_second_call_longer_run_and_new_leaves_compile_nothing(make, tmp_path):
     assert run(24, changed) == 0
 
 
-@pytest.mark.parametrize("make", [lambda: autoregression(num_steps=None), convolution], ids=["endless", "finite"])
+@pytest.mark.parametrize("make", [chains_by_hand.no_u_turn, chains_by_hand.diffusion], ids=["nuts", "ddpm"])
 def test_bits_do_not_depend_on_chunks_or_sub_meshes(make):
     sampler = make()
     kwargs = {} if sampler.num_steps else {"num_chains": 16}
@@ -221,7 +221,7 @@ KILLED = """
 """
 
 
-@pytest.mark.parametrize(("case", "draws", "chunk"), [("slow_nuts", 300, 2), ("slow_convolution", 8, 3)])
+@pytest.mark.parametrize(("case", "draws", "chunk"), [("slow_nuts", 300, 2), ("slow_diffusion", 4, 50)])
 def test_a_killed_run_resumes_to_the_same_bits(case, draws, chunk, tmp_path):
     """kill -9 after the first checkpoint, resume in a new process, compare with a run that nobody killed."""
 
