@@ -107,6 +107,10 @@ def tune(
     from gensamp.runner import sample
 
     check_key(key)
+    if not callable(make):
+        raise TypeError(
+            f"tune got {type(make).__name__}; expected a function (target, step_size) -> Sampler, such as gs.mcmc.nuts"
+        )
     if num_chains is None:
         num_chains = 4 if initial is None else len(jax.tree.leaves(initial)[0])
     _check(make(target, step_size), num_chains, num_steps, target_acceptance, metric)

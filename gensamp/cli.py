@@ -5,8 +5,10 @@ gensamp list
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 __all__ = ["main"]
 
@@ -25,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _list()
     try:
         targets, names = _checked(options)
-    except ValueError as error:
+        _writable(Path(options.out))
+    except (ValueError, OSError) as error:
         sys.stderr.write(f"gensamp: {error}\n")
         return 2
     return _compare(options, targets, names)
@@ -43,9 +46,16 @@ def _parser() -> argparse.ArgumentParser:
         "--budget", choices=["tiny", "small", "full"], default="small", help="how much to spend (small by default)"
     )
     compare.add_argument("--out", default="comparison", help="folder for the report, the JSON and the pictures (./comparison)")
-    compare.add_argument("--seed", type=int, default=0, help="of the one key everything derives from")
+    compare.add_argument("--seed", type=_seed, default=0, help="of the one key everything derives from")
     commands.add_parser("list", help="targets and samplers by name")
     return parser
+
+
+def _seed(text: str) -> int:
+    seed = int(text)
+    if not 0 <= seed < 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is no seed; expected an integer from 0 to 4294967295")
+    return seed
 
 
 def _checked(options) -> tuple[list, list[str] | None]:
@@ -62,6 +72,13 @@ def _checked(options) -> tuple[list, list[str] | None]:
                 f"no sampler of --with can run: {'; '.join(entry.reason(target) for entry in entries) or 'it is empty'}"
             )
     return named, [entry.name for entry in entries]
+
+
+def _writable(folder: Path) -> None:
+    """Make the folder of the report now: minutes of work must not end in one that cannot be written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"--out {folder} cannot be written; choose another folder")
 
 
 def _list() -> int:
@@ -89,16 +106,20 @@ def _compare(options, targets: list, names: list[str] | None) -> int:
     from gensamp.evaluate.write import summary_table, write
 
     key = jax.random.key(options.seed)
-    done, failed = [], False
-    for target in targets:
-        comparison = compare(key, target, names, options.budget)
-        done.append(comparison)
-        failed |= any(row.failure for row in comparison.rows)
-        heading = f"{target.name}: {len(comparison.rows)} samplers, {comparison.seconds:.0f} seconds"
-        failures = "".join(f"{row.name} failed: {row.failure}\n" for row in comparison.rows if row.failure)
-        sys.stdout.write(f"\n{heading}\n\n{summary_table(comparison)}\n{failures}")
-        sys.stdout.flush()
-    paths = write(done, options.out)
+    done, failed, paths = [], False, []
+    try:
+        for target in targets:
+            comparison = compare(key, target, names, options.budget)
+            done.append(comparison)
+            failed |= any(row.failure for row in comparison.rows)
+            heading = f"{target.name}: {len(comparison.rows)} samplers, {comparison.seconds:.0f} seconds"
+            failures = "".join(f"{row.name} failed: {row.failure}\n" for row in comparison.rows if row.failure)
+            sys.stdout.write(f"\n{heading}\n\n{summary_table(comparison)}\n{failures}")
+            sys.stdout.flush()
+    finally:
+        # Ctrl-C on the last target must not cost the report of the others.
+        if done:
+            paths = write(done, options.out)
     sys.stdout.write(_EXPLAINED)
     sys.stdout.write(f"\nReport: {paths[0]} (numbers in {paths[1].name}, {len(paths) - 2} pictures)\n")
     return 1 if failed else 0

@@ -166,6 +166,8 @@ class Target:
             TypeError: log_density does not return one real number for one event (found by tracing, nothing is compiled).
         """
         template = as_template(template)
+        if not callable(log_density):
+            raise TypeError(f"log_density is {type(log_density).__name__}; expected a function from one event to a real number")
         log_density = _as_partial(log_density)
         out = jax.eval_shape(log_density, template)
         if not isinstance(out, jax.ShapeDtypeStruct) or out.shape != () or not jnp.issubdtype(out.dtype, jnp.floating):
@@ -191,6 +193,10 @@ class Target:
             ValueError: no event, leading axes that differ, or values that are not finite.
         """
         leaves = jax.tree.leaves(data)
+        if any(not hasattr(a, "dtype") or a.dtype.kind not in "fiub" for a in leaves):
+            raise TypeError(
+                f"data is made of {sorted({type(a).__name__ for a in leaves})}; expected NumPy or JAX arrays of numbers"
+            )
         if not leaves or any(jnp.ndim(a) == 0 for a in leaves) or len({len(a) for a in leaves}) != 1 or len(leaves[0]) == 0:
             shapes = [tuple(jnp.shape(a)) for a in leaves]
             raise ValueError(f"data has shapes {shapes}; expected arrays that share a leading axis of at least one event")
@@ -398,6 +404,10 @@ def as_template(tree: PyTree) -> PyTree:
 
 def require(target: Target, field: str, by: str) -> Any:
     """`target.field`, or a ValueError in one sentence that says who needed it and what to do."""
+    if not isinstance(target, Target):
+        raise TypeError(
+            f"{by} got {type(target).__name__} as its target; expected a Target, such as Target.from_log_density(...)"
+        )
     value = getattr(target, field)
     if value is None:
         remedy = {

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gensamp import descent
-from gensamp.core import Model, PyTree, check_key
+from gensamp.core import Model, PyTree, Target, check_key
 from gensamp.descent import Setting
 from gensamp.parallel import AXIS
 from gensamp.store import fingerprint
@@ -31,7 +31,7 @@ def check_arguments(key, model, data, optimizer, num_steps, batch_size, ema, val
             raise ValueError(f"{name} is {value!r}; expected an integer of at least 1")
     if optimizer is not None and not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(f"optimizer is {optimizer!r}; expected an optax transformation, such as optax.adam(1e-3)")
-    if ema is not None and not 0 < ema < 1:
+    if ema is not None and not (isinstance(ema, float) and 0 < ema < 1):
         raise ValueError(f"ema is {ema!r}; expected a decay between 0 and 1, such as 0.999, or None")
     if not 0 <= validation < 1:
         raise ValueError(f"validation is {validation!r}; expected the share of events to hold out, in [0, 1)")
@@ -43,6 +43,10 @@ def check_arguments(key, model, data, optimizer, num_steps, batch_size, ema, val
     else:
         events = _check_data(data)
         held_out = max(1, round(events * validation)) if validation else 0
+        if held_out == events:
+            raise ValueError(
+                f"validation is {validation}, which holds out all {events} events; expected some to be left to train on"
+            )
         if batch_size > events - held_out:
             raise ValueError(
                 f"batch_size is {batch_size}; expected at most the {events - held_out} events there are to train on"
@@ -58,6 +62,8 @@ def check_arguments(key, model, data, optimizer, num_steps, batch_size, ema, val
 def _check_data(data: PyTree) -> int:
     """How many events there are."""
     leaves = jax.tree.leaves(data)
+    if isinstance(data, Target):
+        raise TypeError("fit got a Target as data; pass its target.data, or exact draws: jax.vmap(target.exact)(keys)")
     if not leaves or not all(hasattr(a, "shape") and hasattr(a, "dtype") for a in leaves):
         raise TypeError(f"data is made of {sorted({type(a).__name__ for a in leaves})}; expected NumPy or JAX arrays")
     lengths = {a.shape[0] if a.shape else 0 for a in leaves}

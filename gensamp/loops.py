@@ -45,6 +45,14 @@ class Run:
         self.done, self.index, self.nonfinite = (int(progress[name]) for name in ("done", "index", "nonfinite"))
         self.bills = [Bill(*map(int, row[:3]), *map(float, row[3:])) for row in progress["bills"]]
         self.saved_lanes: dict[str, np.ndarray] = progress["lanes"]
+        if saved is not None and plan.num_steps is not None and plan.each is not None:
+            known = bytes(saved[1]["each"]).decode()
+            if known != plan.rows_of_each(self.done):
+                raise ValueError(
+                    f"each changed in the {self.done} rows whose draws the store has; append rows, or choose another store"
+                )
+            # The block in progress may have been padded with other rows than it has now.
+            self.index, self.saved_lanes = 0, {}
         self.phase = TUNE if plan.num_steps is None and self.index < plan.warmup else SAMPLE
         self.mark, self.compile_mark = started, 0.0
         self.saved_at, self.save_cost = time.perf_counter(), 0.0
@@ -93,6 +101,8 @@ class Run:
             "bills": [[b.gradients, b.densities, b.forwards, b.wall_seconds, b.compile_seconds] for b in self.bills],
             "lanes": {str(i): np.asarray(key_words(leaf)) for i, leaf in enumerate(jax.tree.leaves(carried))},
         }  # fmt: skip
+        if self.plan.num_steps is not None and self.plan.each is not None:
+            tree["each"] = np.frombuffer(self.plan.rows_of_each(self.done).encode(), np.uint8)
         save_checkpoint(self.shelf.checkpoint, self.index + self.done * (1 + (self.plan.num_steps or 0)), tree)
         self.saved_at = time.perf_counter()
         self.save_cost = self.saved_at - began
@@ -170,13 +180,16 @@ def run_chains(plan: Plan, run: Run, until: Any) -> bool:
     run.settle(phase=SAMPLE)
     reached = run.done
     flushed = time.perf_counter()
-    look = plan.num_draws if until is None else until.next_look(reached)
+    look = plan.num_draws if until is None else until.next_look(reached - 1)
     while reached < plan.num_draws and not run.interrupted.is_set():
         room = min(plan.num_draws, run.done + capacity, look)
-        reached = min(room, reached + max(1, run.steps(plan.thin) // plan.thin))
-        advance(plan.warmup + reached * plan.thin, plan.warmup + run.done * plan.thin)
+        if reached < room:
+            reached = min(room, reached + max(1, run.steps(plan.thin) // plan.thin))
+            advance(plan.warmup + reached * plan.thin, plan.warmup + run.done * plan.thin)
+        # A resumed run may stand at a look already: then the rule decides before another step is taken.
         if reached == room or run.interrupted.is_set() or time.perf_counter() - flushed > BLOCK_SECONDS:
-            flush(run.done, reached)
+            if reached > run.done:
+                flush(run.done, reached)
             flushed = time.perf_counter()
             met = False
             if until is not None and reached == look:

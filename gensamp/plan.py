@@ -66,6 +66,10 @@ class Plan:
         each, initial = jax.tree.map(lambda a: a[rows], (self.each, self.initial))
         return put((each, ids, initial), self.mesh, P(AXIS))
 
+    def rows_of_each(self, stop: int) -> str:
+        """A digest of `each` up to a row, by which a resumed finite run knows the conditions of the draws it has."""
+        return fingerprint(jax.tree.map(lambda a: a[:stop], self.each))
+
 
 def make_plan(
     key, sampler, num_draws, *, num_chains, warmup, thin, initial, each, mesh, batch, chunk, until, store, resume
@@ -77,16 +81,20 @@ def make_plan(
     _check_counts(**{name: pair for name, pair in optional.items() if pair[0] is not None})
     if resume and store is None:
         raise ValueError("resume=True needs store=, the path of the run to go on with")
+    if until is not None and not hasattr(until, "next_look"):
+        raise TypeError(f"until is {type(until).__name__}; expected a gensamp.Until")
     each = jax.tree.map(np.asarray, each)
     maker, one = _maker(sampler, each)
     if one.num_steps is None:
         width = _num_chains(num_chains, each, initial)
+        if until is not None and until.rhat is not None and width < 2:
+            raise ValueError("until asks for R-hat, which compares chains, and there is one; use more chains or rhat=None")
     else:
         width = num_draws
         _check_finite(one, num_chains, warmup, thin, initial, until, each, num_draws, store)
     mesh = device_mesh(1) if mesh is None else mesh
-    if tuple(mesh.axis_names) != (AXIS,):
-        raise ValueError(f"mesh has axes {mesh.axis_names}; expected the one axis of gensamp.parallel.mesh()")
+    if not isinstance(mesh, Mesh) or tuple(mesh.axis_names) != (AXIS,):
+        raise ValueError(f"mesh is {mesh!r}; expected a mesh made by gensamp.parallel.mesh()")
     event = jax.eval_shape(_start, jax.eval_shape(lambda: jax.random.key(0)), maker, _first(each))
     if initial is not None:
         initial = _check_initial(initial, event)
@@ -169,7 +177,7 @@ def _leading(tree: PyTree, name: str) -> int | None:
     if tree is None:
         return None
     sizes = {np.shape(a)[0] if np.ndim(a) else None for a in jax.tree.leaves(tree)}
-    if len(sizes) != 1 or None in sizes:
+    if len(sizes) != 1 or sizes & {None, 0}:
         shapes = [list(np.shape(a)) for a in jax.tree.leaves(tree)]
         raise ValueError(f"{name} has shapes {shapes}; expected arrays that share one leading axis of chains or draws")
     return int(sizes.pop())

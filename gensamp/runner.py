@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
 from gensamp.clock import compile_clock
@@ -38,12 +37,19 @@ class Until:
     """When to stop chains before `num_draws`: every coordinate has bulk and tail ESS >= ess and rank R-hat <= rhat.
 
     ess: effective draws over all chains. rhat: None to ask for ESS alone. minimum: draws per chain before the first look.
-    Looks come at fixed draw counts, each half as many again as the last, so where a run stops does not depend on timing.
+    Looks come at fixed draw counts, each half as many again as the last, so where a run stops does not depend on timing. R-hat
+    compares chains: with one chain, ask for rhat=None.
     """
 
     ess: float | int = 400
     rhat: float | int | None = 1.01
     minimum: int = 100
+
+    def __post_init__(self) -> None:
+        if not self.ess > 0 or not self.minimum >= 8 or not (self.rhat is None or self.rhat > 1):
+            raise ValueError(
+                f"{self} cannot be met or looked at; expected ess > 0, rhat > 1 (or None) and minimum of 8 or more"
+            )
 
     def next_look(self, num_draws: int) -> int:
         """The first draw count above `num_draws` at which the rule looks."""
@@ -98,10 +104,10 @@ def sample(
     thin: int = 1,
     initial: PyTree = None,
     each: PyTree = None,
-    mesh: Mesh | None = None,
+    mesh: Any = None,
     batch: int | None = None,
     chunk: int | None = None,
-    until: Until | None = None,
+    until: Any = None,
     store: Any = None,
     resume: bool = False,
     progress: bool | None = None,
@@ -123,7 +129,7 @@ def sample(
         chunk: draws (finite: steps) per compiled block at most; by default blocks last about half a second.
         until: stop early when the rule is met; num_draws is then the most.
         store: path of a zarr group to write draws to; host memory then does not grow with the number of draws.
-        resume: go on with the run in `store`; a larger num_draws extends a finished one.
+        resume: go on with the run in `store`; a larger num_draws extends a finished one (a smaller one leaves it as it is).
         progress: show a bar; by default only in a terminal or a notebook.
 
     Returns:
@@ -156,6 +162,8 @@ def sample(
         run.settle()
     if ending == "finished" and run.done < num_draws:
         ending, message = "interrupted", f"interrupted after {run.done} of {num_draws} draws"
+    if until is not None and ending == "finished":
+        message = f"all {num_draws} draws were made before {until} was met"
     if run.nonfinite:
         message = "; ".join(filter(None, [message, f"{run.nonfinite} draws hold a NaN or an infinity (kept, and counted)"]))
     if message:

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import re
 from pathlib import Path as FilePath
+from types import CodeType, FunctionType
 from typing import Any
 
 import jax
@@ -52,10 +53,13 @@ class DiskStore:
         ValueError: it holds another run (names what differs), or something that is no run of ours.
     """
 
-    def __init__(self, path: str | FilePath, identity: dict[str, str], resume: bool) -> None:
+    def __init__(self, path: Any, identity: dict[str, str], resume: bool) -> None:
         import zarr
 
+        if not isinstance(path, str | FilePath) or not FilePath(path).name or FilePath(path).is_file():
+            raise ValueError(f"store is {path!r}; expected the path of a folder to make or to go on with, such as 'run.zarr'")
         self.path = FilePath(path)
+        self.identity = identity
         self.checkpoint = self.path.with_name(self.path.name + ".checkpoint")
         if self.path.exists() and any(self.path.iterdir()):
             try:
@@ -68,23 +72,25 @@ class DiskStore:
                 raise FileExistsError(f"store {self.path} already holds a run; pass resume=True to go on, or another path")
             differs = sorted(part for part in identity if found.get(part) != identity[part])
             if differs:
-                raise ValueError(f"store {self.path} belongs to another run: its {', '.join(differs)} differ; choose another")
-        self.group = zarr.open_group(self.path, mode="a")
-        self.group.attrs["gensamp_run"] = identity
+                raise ValueError(f"store {self.path} is of another run: its {' and '.join(differs)} changed; choose another")
         self.arrays: PyTree = None
 
     def open(self, shapes: PyTree, num_draws: int) -> None:
-        """Create the arrays, or take the ones that are there and stretch them to `num_draws`."""
+        """Create the arrays, or take the ones that are there and stretch them to `num_draws`. Nothing is on disk before."""
+        import zarr
+
+        group = zarr.open_group(self.path, mode="a")
+        group.attrs["gensamp_run"] = self.identity
 
         def array(path, one):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             shape = (one.shape[0], num_draws, *one.shape[1:])
-            if name in self.group:
-                existing: Any = self.group[name]
+            if name in group:
+                existing: Any = group[name]
                 existing.resize((one.shape[0], max(num_draws, existing.shape[1]), *one.shape[1:]))
                 return existing
             rows = max(1, min(num_draws, CHUNK_BYTES // max(1, one.dtype.itemsize * int(np.prod(one.shape)))))
-            return self.group.create_array(name, shape=shape, chunks=(one.shape[0], rows, *one.shape[1:]), dtype=one.dtype)
+            return group.create_array(name, shape=shape, chunks=(one.shape[0], rows, *one.shape[1:]), dtype=one.dtype)
 
         self.arrays = jax.tree_util.tree_map_with_path(array, shapes)
 
@@ -100,13 +106,48 @@ class DiskStore:
 
 
 def fingerprint(tree: Any) -> str:
-    """A digest of a pytree's structure and leaves that is the same in every process (function addresses left out)."""
+    """A digest of a pytree's structure, functions and leaves that is the same in every process.
+
+    Of a function count its code, constants, defaults and what it closes over; not the functions that it calls by name.
+    """
     leaves, structure = jax.tree.flatten(tree)
-    digest = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", str(structure)).encode())
+    digest = hashlib.sha256(_without_addresses(str(structure)))
+    nodes = [structure]
+    while nodes:
+        node = nodes.pop()
+        nodes.extend(node.children())
+        _digest_functions(digest, node.node_data())
     for leaf in leaves:
         leaf = np.asarray(key_words(leaf) if isinstance(leaf, jax.Array) else leaf)
         digest.update(f"{leaf.dtype}{leaf.shape}".encode() + leaf.tobytes())
     return digest.hexdigest()[:16]
+
+
+def _digest_functions(digest: Any, value: Any) -> None:
+    """Feed every Python function in `value` (a function, or nested tuples with some) to the digest."""
+    if isinstance(value, tuple | list):
+        for part in value:
+            _digest_functions(digest, part)
+    elif isinstance(value, FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        _digest_code(digest, value.__code__)
+        _digest_functions(digest, cells)
+        for part in (*(value.__defaults__ or ()), *cells):
+            arrays = isinstance(part, np.ndarray | jax.Array)
+            digest.update(np.asarray(part).tobytes() if arrays else _without_addresses(repr(part)))
+
+
+def _digest_code(digest: Any, code: CodeType) -> None:
+    digest.update(code.co_code + repr(code.co_names).encode())
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            _digest_code(digest, constant)
+        else:
+            digest.update(repr(constant).encode())
+
+
+def _without_addresses(text: str) -> bytes:
+    return re.sub(r" at 0x[0-9a-f]+", "", text).encode()
 
 
 def save_checkpoint(folder: str | FilePath, step: int, tree: PyTree) -> None:

@@ -19,6 +19,11 @@ def autoregression(rho=0.5, *, shape=(3,), num_steps=None, dtype=jnp.float32) ->
     )  # fmt: skip
 
 
+def two_steps(rho) -> Sampler:
+    """A finite autoregression, for `each`."""
+    return autoregression(rho, num_steps=2)
+
+
 def convolution(width=4, num_steps=6) -> Sampler:
     """A finite sampler whose step is a convolution: x' = conv(x, kernel) / norm + noise, on 8 x 8 images."""
     kernel = jax.random.normal(jax.random.key(7), (3, 3, 1, width)) / 9.0

@@ -24,8 +24,6 @@ def test_readme_runs(tmp_path, monkeypatch):
         text = re.sub(pattern, shorter, text)
     names: dict = {}
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)):
-        if "store=" in block:
-            names |= {"key": names["jax"].random.key(99), "sampler": names["gs"].mcmc.mala(names["target"], step_size=0.3)}
         exec(compile(block, f"README block {number}", "exec"), names)
         if "sampler = gs.mcmc.mala" in block:
             assert names["draws"].position.shape == (4, 1000, 5)

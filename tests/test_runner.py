@@ -280,8 +280,13 @@ BAD = {
     "initial tree": ((KEY, autoregression(), 5), {"initial": {"x": np.zeros((4, 3))}}, ValueError, "structure"),
     "chains that differ": ((KEY, autoregression(), 5), {"initial": np.zeros((4, 3)), "num_chains": 3}, ValueError, "differ"),
     "each without a maker": ((KEY, autoregression(), 5), {"each": np.zeros(4)}, TypeError, "function from one slice"),
-    "each of a finite run": ((KEY, Partial(autoregression, num_steps=2), 5), {"each": np.zeros(4)}, ValueError, "4 rows"),
+    "each of a finite run": ((KEY, Partial(chains_by_hand.two_steps), 5), {"each": np.zeros(4)}, ValueError, "4 rows"),
     "a lane of one": ((KEY, autoregression(), 5), {"batch": 1}, ValueError, "batch is 1"),
+    "no chain": ((KEY, autoregression(), 5), {"initial": np.zeros((0, 3))}, ValueError, "share one leading axis"),
+    "no mesh": ((KEY, autoregression(), 5), {"mesh": 3}, ValueError, "expected a mesh made by"),
+    "no rule": ((KEY, autoregression(), 5), {"until": {"ess": 3}}, TypeError, "expected a gensamp.Until"),
+    "R-hat of one": ((KEY, autoregression(), 5), {"until": gs.Until(), "num_chains": 1}, ValueError, "or rhat=None"),
+    "no path": ((KEY, autoregression(), 5), {"store": 3}, ValueError, "expected the path of a folder"),
     "resume without a store": ((KEY, autoregression(), 5), {"resume": True}, ValueError, "needs store="),
 }  # fmt: skip
 
@@ -310,12 +315,60 @@ def test_a_store_of_another_run_is_refused_and_kept(tmp_path):
     first = gs.sample(KEY, autoregression(), 20, store=path).position[:]
     with pytest.raises(FileExistsError, match="already holds a run"):
         gs.sample(KEY, autoregression(), 20, store=path)
-    with pytest.raises(ValueError, match="belongs to another run: its key"):
+    with pytest.raises(ValueError, match="is of another run: its key changed"):
         gs.sample(jax.random.key(1), autoregression(), 20, store=path, resume=True)
-    with pytest.raises(ValueError, match="belongs to another run: its sampler"):
+    with pytest.raises(ValueError, match="is of another run: its sampler changed"):
         gs.sample(KEY, autoregression(0.6), 20, store=path, resume=True)
     (tmp_path / "else").mkdir()
     (tmp_path / "else" / "file").write_text("precious")
     with pytest.raises(ValueError, match="holds no run"):
         gs.sample(KEY, autoregression(), 20, store=tmp_path / "else")
     np.testing.assert_array_equal(gs.sample(KEY, autoregression(), 20, store=path, resume=True).position[:], first)
+
+
+def test_a_finite_run_resumes_only_with_the_conditions_of_the_draws_it_has(tmp_path):
+    """Labels repeat(arange(2), 2) are not repeat(arange(2), 1) made longer: that would silently mislabel the stored draws."""
+    make, path = Partial(chains_by_hand.two_steps), tmp_path / "run.zarr"
+    gs.sample(KEY, make, 2, each=np.float32([0.1, 0.9]), store=path)
+    with pytest.raises(ValueError, match="each changed in the 2 rows"):
+        gs.sample(KEY, make, 4, each=np.float32([0.1, 0.1, 0.9, 0.9]), store=path, resume=True)
+    appended = np.float32([0.1, 0.9, 0.5, 0.5])
+    longer = gs.sample(KEY, make, 4, each=appended, store=path, resume=True)
+    np.testing.assert_allclose(longer.position[:], gs.sample(KEY, make, 4, each=appended).position, atol=1e-6)
+
+
+def test_a_store_knows_densities_of_the_same_name_apart(tmp_path):
+    def centred(at):
+        def log_density(x):
+            return -0.5 * jnp.sum((x - at) ** 2)
+
+        return gs.mcmc.mala(gs.Target.from_log_density(log_density, jnp.zeros(2)), step_size=0.3)
+
+    gs.sample(KEY, centred(0.0), 20, store=tmp_path / "run.zarr")
+    with pytest.raises(ValueError, match="its sampler changed"):
+        gs.sample(KEY, centred(100.0), 30, store=tmp_path / "run.zarr", resume=True)
+    assert gs.sample(KEY, centred(0.0), 30, store=tmp_path / "run.zarr", resume=True).position.shape == (4, 30, 2)
+
+
+def test_a_start_that_fails_leaves_no_store_behind(tmp_path):
+    target = gs.Target.from_log_density(lambda x: jnp.sum(jnp.log(x)) - jnp.sum(x), jnp.zeros(2))
+    sampler = gs.mcmc.mala(target, step_size=0.1)
+    with pytest.raises(ValueError, match="start where"):
+        gs.sample(KEY, sampler, 5, initial=-np.ones((2, 2)), store=tmp_path / "run.zarr")
+    assert gs.sample(KEY, sampler, 5, initial=np.ones((2, 2)), store=tmp_path / "run.zarr").ending == "finished"
+
+
+def test_a_converged_run_stays_as_it_is_when_run_again(tmp_path):
+    options = {"until": gs.Until(ess=50, rhat=1.1), "store": tmp_path / "run.zarr", "resume": True}
+    first = gs.sample(KEY, autoregression(), 5_000, **options)
+    again = gs.sample(KEY, autoregression(), 5_000, **options)
+    assert first.ending == again.ending == "converged"
+    assert first.position.shape == again.position.shape
+    with pytest.warns(UserWarning, match="before Until"):
+        gs.sample(KEY, autoregression(0.999), 100, until=gs.Until())
+
+
+@pytest.mark.parametrize("rule", [{"ess": -3}, {"minimum": 0}, {"rhat": 0.5}])
+def test_a_stopping_rule_that_cannot_be_met_is_refused(rule):
+    with pytest.raises(ValueError, match="cannot be met"):
+        gs.Until(**rule)

@@ -462,3 +462,17 @@ def test_a_model_whose_loss_is_no_number_or_changes_its_state():
         fit(KEY, Model(bind(init_plain), bind(loss_vector), sampler=None), DATA)
     with pytest.raises(TypeError, match="expected the same shapes and dtypes"):
         fit(KEY, Model(bind(init_plain), bind(loss_other_state), sampler=None), DATA)
+
+
+def test_events_of_another_shape_are_refused():
+    """[n, 1] broadcasts to [n, 2]: without a check the fit would finish, and be wrong."""
+    from gensamp import nets, noise, pushforward
+
+    template = jnp.zeros(2)
+    models = [
+        pushforward.realnvp(template), pushforward.vae(template, latent_dim=2),
+        pushforward.ddpm(nets.mlp(template), noise.cosine(), template=template),
+    ]  # fmt: skip
+    for model in models:
+        with pytest.raises(ValueError, match=r"events of shapes \[\[1\]\]; expected \[\[2\]\]"):
+            fit(KEY, model, np.zeros((300, 1), np.float32))

@@ -47,7 +47,7 @@ class _Candidate:
 
 def compare(
     key: jax.Array,
-    target: Target,
+    target: Any,
     samplers: Mapping[str, Any] | Iterable[str] | None = None,
     budget: str | Budget = "small",
     *,
@@ -74,6 +74,8 @@ def compare(
     from gensamp.runner import shown
 
     check_key(key)
+    if not isinstance(target, Target):
+        raise TypeError(f"compare got {type(target).__name__} as its target; expected a Target, such as gs.targets.banana()")
     if isinstance(budget, str):
         if budget not in BUDGETS:
             raise ValueError(f"budget is {budget!r}; expected one of {', '.join(BUDGETS)}, or a Budget")

@@ -41,6 +41,8 @@ def read_step_size(step_size: Any, template: PyTree, by: str) -> jax.Array:
     Raises:
         ValueError: it is not one number, or a concrete number that is not positive and finite.
     """
+    if isinstance(step_size, str) or step_size is None:
+        raise ValueError(f"{by} got step_size {step_size!r}; expected a positive number")
     if jnp.shape(step_size) != ():
         raise ValueError(
             f"{by} got a step_size of shape {list(jnp.shape(step_size))}; expected one number; sweep over "

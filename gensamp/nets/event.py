@@ -49,6 +49,13 @@ class Event:
         """The common dtype of the flat vector."""
         return jnp.result_type(*self.dtypes)
 
+    def check(self, batch: Any) -> None:
+        """Raises ValueError unless `batch` is made of such events with one leading axis. Shapes alone are read."""
+        leaves, structure = jax.tree.flatten(batch)
+        if structure != self.structure or [a.shape[1:] for a in leaves] != list(self.shapes):
+            got = [list(a.shape[1:]) for a in leaves]
+            raise ValueError(f"data have events of shapes {got}; expected {[list(s) for s in self.shapes]}, as in the template")
+
     def flatten(self, x: Any) -> jax.Array:
         """One event as a vector [size]."""
         return jnp.concatenate([jnp.ravel(leaf).astype(self.dtype) for leaf in jax.tree.leaves(x)])

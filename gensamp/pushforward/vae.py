@@ -87,6 +87,7 @@ class _Feedforward(nn.Module):
 def _init(parts, event, num_scales, key, batch):
     if batch is None:
         raise ValueError("vae got no data; expected a batch of events to learn from")
+    event.check(batch)
     encoder, decoder, latent_dim = parts.value
     key_encoder, key_decoder = jax.random.split(key)
     return {

@@ -56,6 +56,7 @@ def _init(network, conditional, key, batch):
 def _loss(network, noise, event, options, params, state, key, batch):
     conditional, prediction = options.value
     x, condition = _split(Static(conditional), batch)
+    event.check(x)
     frame = jax.lax.stop_gradient({"shift": params["shift"], "scale": params["scale"]})
     size = len(jax.tree.leaves(x)[0])
     key_time, key_noise = jax.random.split(key)

@@ -90,6 +90,7 @@ def realnvp(
 def _init(couplings, event, key, batch):
     if batch is None:
         raise ValueError("realnvp got no data; expected a batch of events, or realnvp(..., target=) to learn from a density")
+    event.check(batch)
     frame = fit_frame(batch)
     spread = jax.tree.map(lambda a, s: jnp.broadcast_to(s, a.shape), event.template, frame["scale"])
     shift = jax.tree.map(lambda a, s: jnp.broadcast_to(s, a.shape), event.template, frame["shift"])
