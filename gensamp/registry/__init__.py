@@ -1,0 +1,34 @@
+"""Every sampler and model of the package, as explicit lists: what the contract tests iterate and `compare` chooses from.
+
+To add a sampler, write its file and add one `Entry` to the list of its half; it is then tested and compared. Nothing registers
+itself on import, and what an entry makes is imported when it is made. A sampler of your own needs no entry: `sample`, `fit` and
+`compare` take Samplers and Models as they are.
+"""
+
+import difflib
+
+from gensamp.registry import annealing, chains, learned
+from gensamp.registry.entry import BUDGETS, Entry, FitOptions
+
+__all__ = ["BUDGETS", "Entry", "FitOptions", "entries", "find"]
+
+ENTRIES = (*chains.ENTRIES, *annealing.ENTRIES, *learned.ENTRIES)
+
+
+def entries() -> tuple[Entry, ...]:
+    """All samplers and models, the statistician's first."""
+    return ENTRIES
+
+
+def find(name: str) -> Entry:
+    """The entry of that name.
+
+    Raises:
+        ValueError: there is none; the message names the nearest one.
+    """
+    names = [entry.name for entry in ENTRIES]
+    if name in names:
+        return ENTRIES[names.index(name)]
+    nearest = difflib.get_close_matches(name.lower().replace("-", "_"), names, n=1, cutoff=0.3)
+    hint = f"did you mean '{nearest[0]}'? " if nearest else ""
+    raise ValueError(f"no sampler is called '{name}'; {hint}there are {', '.join(names)}")
