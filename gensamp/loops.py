@@ -141,7 +141,7 @@ def run_chains(plan: Plan, run: Run, until: Any) -> bool:
     info, position, fixed = lanes.lane_shapes(plan.maker, blocks[0][0], states[0])
     counted = tuple(name for name in lanes.COUNTS if name not in fixed)
     row = lanes.recorded_row(info, position)
-    run.shelf.open(_with_axes(row, plan.width), plan.num_draws)
+    run.shelf.open(_walkers_first(_with_axes(row, plan.width), 1, plan.population), plan.num_draws)
     row_bytes = plan.width * sum(a.dtype.itemsize * int(np.prod(a.shape)) for a in jax.tree.leaves(row))
     capacity = int(np.clip(BUFFER_BYTES // max(row_bytes, 1), 1, BUFFER_ROWS))
     buffers = [_zeros(_with_axes(row, capacity, plan.lanes), plan.mesh, lanes.ROWS) for _ in blocks]
@@ -167,7 +167,7 @@ def run_chains(plan: Plan, run: Run, until: Any) -> bool:
             chains = slice(first, min(first + plan.lanes, plan.width))
             valid = (slice(reached - base), slice(chains.stop - first))
             values = jax.tree.map(lambda a: np.moveaxis(np.asarray(a)[valid], 0, 1), buffers[b])  # noqa: B023
-            run.record(chains, slice(base, reached), values)
+            run.record(chains, slice(base, reached), _walkers_first(values, 2, plan.population))
         run.done = reached
 
     run.bar.update(run.index)
@@ -246,6 +246,20 @@ def _recorded_draw(info: Info, position: PyTree, log_weight: Any) -> dict[str, A
     """What is recorded of a finite draw."""
     row = {"position": position, "info": {name: getattr(info, name) for name in Info.__dataclass_fields__}}
     return row if log_weight is None else row | {"log_weight": log_weight}
+
+
+def _walkers_first(values: PyTree, axis: int, population: int) -> PyTree:
+    """Recorded rows with the walkers of a population, at `axis` of each position, as chains of their own: [run * walker, ...]."""
+    if population == 1:
+        return values
+
+    def move(a):
+        if isinstance(a, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct((a.shape[0] * population, *a.shape[2:]), a.dtype)
+        a = np.moveaxis(a, axis, 1)
+        return a.reshape(-1, *a.shape[2:])
+
+    return values | {"position": jax.tree.map(move, values["position"])}
 
 
 def _one_lane(leaf) -> jax.ShapeDtypeStruct:

@@ -87,7 +87,7 @@ def make_plan(
     maker, one = _maker(sampler, each)
     if one.num_steps is None:
         width = _num_chains(num_chains, each, initial)
-        if until is not None and until.rhat is not None and width < 2:
+        if until is not None and until.rhat is not None and width * one.traits.population < 2:
             raise ValueError("until asks for R-hat, which compares chains, and there is one; use more chains or rhat=None")
     else:
         width = num_draws

@@ -7,7 +7,8 @@ lengths adapt to about half a second unless `chunk` fixes them.
 
 Chains without end advance together. The draws of a finite sampler are made one lane block after another.
 
-    leading axes of what comes out:   endless [chain, draw]    finite [1, draw]    finite population [run, particle]
+    leading axes of what comes out:   endless [chain, draw]    finite [1, draw]
+                                      endless population [run * walker, draw]    finite population [run, particle]
 """
 
 import sys
@@ -77,8 +78,8 @@ class Until:
 class Draws:
     """What comes out of `sample`.
 
-    position: tree of arrays with the leading axes of the module's docstring (zarr arrays when a store was given). log_weight:
-    like the leading axes, or None. info: for chains the counts summed over the run (Python integers) with acceptance (of the
+    position: tree of arrays with the leading axes of the module's docstring (zarr arrays when a store was given). Walkers of a
+    population are not independent of each other: compare runs. log_weight: like the leading axes, or None. info: for chains the counts summed over the run (Python integers) with acceptance (of the
     step that ended at the draw) and diverged (since the last draw) per draw; for finite samplers all per draw. ledger: the
     bill, with warm-up under `tune`; the evaluation that stands a chain at its start is not a step and not in it. ending: how
     the run ended. message: what a person should know: why it did not finish, or that draws are not finite. nonfinite: draws
@@ -118,10 +119,10 @@ def sample(
         key: a typed key. Chain (or draw) c at step i uses fold_in(fold_in(key, c), i + 1): draws depend on nothing else.
         sampler: a Sampler, or with `each` a Partial (one slice of each) -> Sampler.
         num_draws: draws per chain; for a finite sampler, draws (runs, for a population).
-        num_chains: chains of a sampler without end, 4 by default (or as `each` or `initial` says).
+        num_chains: chains of a sampler without end (runs, for a population), 4 by default (or as `each` or `initial` says).
         warmup: steps thrown away first; billed under `tune`.
         thin: steps per recorded draw.
-        initial: positions [chain, ...] to start from, instead of the sampler's own start.
+        initial: positions [chain, ...] (a population: [run, walker, ...]) to start from, instead of the sampler's own start.
         each: tree of arrays with a leading chain (or draw) axis: class labels, step sizes, observations.
         mesh: devices to spread over (`parallel.mesh()`); one device by default.
         batch: lanes per device and program, at least 2. By default all draws of a device (for finite samplers as many as fit

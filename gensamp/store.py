@@ -38,7 +38,7 @@ class MemoryStore:
 
     def write(self, chains: slice, draws: slice, values: PyTree) -> None:
         """Record values [chain, draw, ...]."""
-        jax.tree.map(lambda array, value: array.__setitem__((chains, draws), value), self.arrays, values)
+        _write(self.arrays, chains, draws, values)
 
     def read(self, num_draws: int) -> PyTree:
         """The first `num_draws` draws."""
@@ -96,13 +96,22 @@ class DiskStore:
 
     def write(self, chains: slice, draws: slice, values: PyTree) -> None:
         """Record values [chain, draw, ...]."""
-        jax.tree.map(lambda array, value: array.__setitem__((chains, draws), value), self.arrays, values)
+        _write(self.arrays, chains, draws, values)
 
     def read(self, num_draws: int) -> PyTree:
         """The arrays on disk, as zarr arrays cut to `num_draws`: nothing is loaded."""
         for array in jax.tree.leaves(self.arrays):
             array.resize((array.shape[0], num_draws, *array.shape[2:]))
         return self.arrays
+
+
+def _write(arrays: PyTree, chains: slice, draws: slice, values: PyTree) -> None:
+    def put(array, value):
+        # The positions of a population have several rows for each chain (run).
+        rows = value.shape[0] // (chains.stop - chains.start)
+        array[chains.start * rows : chains.stop * rows, draws] = value
+
+    jax.tree.map(put, arrays, values)
 
 
 def fingerprint(tree: Any) -> str:
