@@ -1,4 +1,4 @@
-"""The three compiled programs of the runner: begin, advance, finish.
+"""The three compiled programs of the runner, each by effort: begin, advance (or advance_finite), finish.
 
 A lane block is a fixed number of draws advanced side by side by one program: `vmap` over the lanes of one device, `shard_map`
 over the devices. The number of steps of a call is a traced loop bound and the steps write into a buffer of fixed capacity, so
@@ -8,11 +8,14 @@ lanes and stays outside `vmap`: batched, it would turn every branch on it into a
 Two things keep a cheap kernel as fast as a bare scan: step keys are hashed for KEY_BLOCK steps at a time, and counts that do
 not depend on the state (one gradient a step, say) are multiplied on the host, not summed on the device.
 
+Effort: "full" is XLA's default; "quick" asks its code generator for less, which on a CPU takes a third off the compilation and
+slows few programs, so it is for runs that are mostly compilation. Draws may differ in the last bits.
+
 Shapes: ids [lanes], each and states [lanes, ...], buffer [capacity, lanes, ...].
 """
 
 from dataclasses import replace
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,11 +28,12 @@ from gensamp import core
 from gensamp.core import Info, PyTree, Sampler
 from gensamp.parallel import AXIS, per_device
 
-__all__ = ["COUNTS", "advance", "advance_finite", "begin", "finish", "lane_shapes", "recorded_row", "resolve"]
+__all__ = ["COUNTS", "EFFORTS", "advance", "advance_finite", "begin", "finish", "lane_shapes", "recorded_row", "resolve"]
 
 ROWS = P(None, AXIS)
 KEY_BLOCK = 64
 COUNTS = ("gradients", "densities", "forwards")
+EFFORTS: dict[str, dict[str, Any]] = {"full": {}, "quick": {"compiler_options": {"xla_backend_optimization_level": 1}}}
 
 
 def resolve(maker: Any, each: PyTree) -> Sampler:
@@ -37,7 +41,16 @@ def resolve(maker: Any, each: PyTree) -> Sampler:
     return maker if isinstance(maker, Sampler) else maker(each)
 
 
-@partial(jax.jit, static_argnames="mesh")
+def programs(**options: Any) -> Callable[[Callable], dict[str, Any]]:
+    """A decorator: the function jitted with these options, once for each effort."""
+
+    def jitted(function: Callable) -> dict[str, Any]:
+        return {effort: jax.jit(function, **options, **more) for effort, more in EFFORTS.items()}
+
+    return jitted
+
+
+@programs(static_argnames="mesh")
 def begin(maker, each, key, ids, initial, *, mesh: Mesh):
     """States [lanes, ...] at `initial` positions, or (None) at draws from the start."""
 
@@ -51,7 +64,7 @@ def begin(maker, each, key, ids, initial, *, mesh: Mesh):
     return per_device(device, mesh, split_in=split, split_out=P(AXIS))(maker, each, key, ids, initial)
 
 
-@partial(jax.jit, static_argnames=("counted", "mesh"), donate_argnames=("states", "buffer"))
+@programs(static_argnames=("counted", "mesh"), donate_argnames=("states", "buffer"))
 def advance(maker, each, key, ids, states, buffer, start, stop, first, thin, *, counted: tuple[str, ...], mesh: Mesh):
     """Steps start <= i < stop of samplers without end; the draw of step i stands in row (i - first) // thin of the buffer.
 
@@ -91,7 +104,7 @@ def advance(maker, each, key, ids, states, buffer, start, stop, first, thin, *, 
     return mapped(maker, each, key, ids, states, buffer, start, stop, first, thin)
 
 
-@partial(jax.jit, static_argnames="mesh", donate_argnames=("states", "totals"))
+@programs(static_argnames="mesh", donate_argnames=("states", "totals"))
 def advance_finite(maker, each, key, ids, states, totals, start, stop, *, mesh: Mesh):
     """Steps start <= i < stop of finite samplers; `totals` is the Info summed over steps so far, per lane."""
 
@@ -110,7 +123,7 @@ def advance_finite(maker, each, key, ids, states, totals, start, stop, *, mesh: 
     return mapped(maker, each, key, ids, states, totals, start, stop)
 
 
-@partial(jax.jit, static_argnames="mesh")
+@programs(static_argnames="mesh")
 def finish(maker, each, states, *, mesh: Mesh):
     """Positions [lanes, ...] and log weights [lanes] or [lanes, population] (or None) of finished states."""
 

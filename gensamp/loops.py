@@ -132,7 +132,7 @@ def run_chains(plan: Plan, run: Run, until: Any) -> bool:
     """Advance chains without end to their last draw; True when the stopping rule ended them before it."""
     firsts = range(0, plan.width, plan.lanes)
     blocks = [plan.block(first) for first in firsts]
-    states = [lanes.begin(plan.maker, each, plan.key, ids, initial, mesh=plan.mesh) for each, ids, initial in blocks]
+    states = [lanes.begin[plan.effort](plan.maker, each, plan.key, ids, initial, mesh=plan.mesh) for each, ids, initial in blocks]
     if run.saved_lanes:
         rows = [np.minimum(np.arange(first, first + plan.lanes), plan.width - 1) for first in firsts]
         states = [run.restored(state, row) for state, row in zip(states, rows, strict=True)]
@@ -152,7 +152,7 @@ def run_chains(plan: Plan, run: Run, until: Any) -> bool:
         thin = None if plan.thin == 1 else np.int32(plan.thin)
         counts = []
         for b, (each, ids, _) in enumerate(blocks):
-            states[b], count, buffers[b] = lanes.advance(
+            states[b], count, buffers[b] = lanes.advance[plan.effort](
                 plan.maker, each, plan.key, ids, states[b], buffers[b], *span, thin, counted=counted, mesh=plan.mesh
             )
             counts.append(count)
@@ -205,14 +205,14 @@ def run_chains(plan: Plan, run: Run, until: Any) -> bool:
 def run_finite(plan: Plan, run: Run, num_steps: int) -> None:
     """Make the draws of a finite sampler, lane block after lane block."""
     each, ids, _ = plan.block(0)
-    states = jax.eval_shape(lambda: lanes.begin(plan.maker, each, plan.key, ids, None, mesh=plan.mesh))
+    states = jax.eval_shape(lambda: lanes.begin[plan.effort](plan.maker, each, plan.key, ids, None, mesh=plan.mesh))
     info, _, _ = lanes.lane_shapes(plan.maker, each, states)
-    made = jax.eval_shape(lambda states: lanes.finish(plan.maker, each, states, mesh=plan.mesh), states)
+    made = jax.eval_shape(lambda states: lanes.finish[plan.effort](plan.maker, each, states, mesh=plan.mesh), states)
     run.shelf.open(_with_axes(_recorded_draw(info, *jax.tree.map(_one_lane, made)), 1), plan.num_draws)
     run.bar.update(run.done // plan.lanes * num_steps + run.index)
     while run.done < plan.num_draws:
         each, ids, _ = plan.block(run.done)
-        states = lanes.begin(plan.maker, each, plan.key, ids, None, mesh=plan.mesh)
+        states = lanes.begin[plan.effort](plan.maker, each, plan.key, ids, None, mesh=plan.mesh)
         totals = _zeros(_with_axes(info, plan.lanes), plan.mesh, P(AXIS))
         carried = (states, totals)
         if run.index and run.saved_lanes and len(run.saved_lanes["0"]) == plan.lanes:
@@ -223,14 +223,14 @@ def run_finite(plan: Plan, run: Run, num_steps: int) -> None:
             began, compiled = time.perf_counter(), run.clock.seconds
             stop = min(run.index + run.steps(), num_steps)
             span = (np.int32(run.index), np.int32(stop))
-            carried = lanes.advance_finite(plan.maker, each, plan.key, ids, *carried, *span, mesh=plan.mesh)
+            carried = lanes.advance_finite[plan.effort](plan.maker, each, plan.key, ids, *carried, *span, mesh=plan.mesh)
             jax.block_until_ready(carried)
             run.timed(began, compiled, stop - run.index)
             run.index = stop
             run.save(carried, last=run.interrupted.is_set())
         if run.index < num_steps:
             return
-        positions, log_weights = lanes.finish(plan.maker, each, carried[0], mesh=plan.mesh)
+        positions, log_weights = lanes.finish[plan.effort](plan.maker, each, carried[0], mesh=plan.mesh)
         totals = replace(carried[1], acceptance=np.asarray(carried[1].acceptance) / np.float32(max(num_steps, 1)))
         rows = slice(run.done, min(run.done + plan.lanes, plan.num_draws))
         values = _recorded_draw(totals, positions, log_weights)

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from gensamp import core
 from gensamp.core import Model, PyTree, Sampler, check_key
-from gensamp.lanes import resolve
+from gensamp.lanes import EFFORTS, resolve
 from gensamp.parallel import AXIS, put
 from gensamp.parallel import mesh as device_mesh
 from gensamp.store import fingerprint
@@ -41,6 +41,7 @@ class Plan:
     thin: int
     chunk: int | None
     population: int
+    effort: str
 
     @property
     def total_steps(self) -> int:
@@ -56,7 +57,7 @@ class Plan:
             "key": fingerprint(self.key), "sampler": fingerprint(self.maker),
             "number of chains": str(self.width if chains else 1), "warm-up": str(self.warmup),
             "thinning": str(self.thin), "initial positions": fingerprint(self.initial),
-            "rows of each": fingerprint(self.each) if chains else "",
+            "rows of each": fingerprint(self.each) if chains else "", "effort": self.effort,
         }  # fmt: skip
 
     def block(self, first: int) -> tuple[PyTree, Any, PyTree]:
@@ -72,13 +73,15 @@ class Plan:
 
 
 def make_plan(
-    key, sampler, num_draws, *, num_chains, warmup, thin, initial, each, mesh, batch, chunk, until, store, resume
+    key, sampler, num_draws, *, num_chains, warmup, thin, initial, each, mesh, batch, chunk, until, store, resume, effort
 ) -> Plan:  # fmt: skip
     """The Plan of a call to `sample`, or a TypeError or ValueError of one sentence."""
     check_key(key)
     _check_counts(num_draws=(num_draws, 1), warmup=(warmup, 0), thin=(thin, 1))
     optional = {"num_chains": (num_chains, 1), "batch": (batch, 2), "chunk": (chunk, 1)}
     _check_counts(**{name: pair for name, pair in optional.items() if pair[0] is not None})
+    if effort not in EFFORTS:
+        raise ValueError(f"effort is {effort!r}; expected one of {', '.join(EFFORTS)}")
     if resume and store is None:
         raise ValueError("resume=True needs store=, the path of the run to go on with")
     if until is not None and not hasattr(until, "next_look"):
@@ -107,7 +110,7 @@ def make_plan(
     return Plan(
         key=key, maker=maker, each=each, initial=initial, mesh=mesh, num_steps=one.num_steps, width=int(width),
         lanes=int(batch) * mesh.size, num_draws=int(num_draws), warmup=int(warmup), thin=int(thin),
-        chunk=None if chunk is None else int(chunk), population=one.traits.population,
+        chunk=None if chunk is None else int(chunk), population=one.traits.population, effort=effort,
     )  # fmt: skip
 
 

@@ -111,6 +111,7 @@ def sample(
     until: Any = None,
     store: Any = None,
     resume: bool = False,
+    effort: str = "full",
     progress: bool | None = None,
 ) -> Draws:
     """Draw from any sampler.
@@ -131,6 +132,7 @@ def sample(
         until: stop early when the rule is met; num_draws is then the most.
         store: path of a zarr group to write draws to; host memory then does not grow with the number of draws.
         resume: go on with the run in `store`; a larger num_draws extends a finished one (a smaller one leaves it as it is).
+        effort: "full", or "quick" for runs that are mostly compilation; see `lanes`.
         progress: show a bar; by default only in a terminal or a notebook.
 
     Returns:
@@ -143,7 +145,7 @@ def sample(
     started = time.perf_counter()
     plan = make_plan(
         key, sampler, num_draws, num_chains=num_chains, warmup=warmup, thin=thin, initial=initial, each=each, mesh=mesh,
-        batch=batch, chunk=chunk, until=until, store=store, resume=resume,
+        batch=batch, chunk=chunk, until=until, store=store, resume=resume, effort=effort,
     )  # fmt: skip
     shelf = MemoryStore() if store is None else DiskStore(store, plan.identity(), resume)
     run = Run(plan, shelf, started)
@@ -176,4 +178,9 @@ def sample(
 
 def shown(progress: bool | None) -> bool:
     """Whether to show a progress bar: as asked, else in a terminal or a notebook."""
-    return (sys.stderr.isatty() or "ipykernel" in sys.modules) if progress is None else progress
+    if progress is not None:
+        return progress
+    # Not whether ipykernel was imported: a program that merely runs notebooks imports it too.
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return sys.stderr.isatty() or getattr(shell, "kernel", None) is not None

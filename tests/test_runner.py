@@ -89,11 +89,11 @@ def test_independent_draws_compile_to_no_collective():
     mesh = parallel.mesh(8)
     ids = parallel.put(np.arange(16, dtype=np.uint32), mesh, P(parallel.AXIS))
     sampler, key = parallel.put((autoregression(num_steps=3), KEY), mesh, P())
-    states = lanes.begin(sampler, None, key, ids, None, mesh=mesh)
+    states = lanes.begin["full"](sampler, None, key, ids, None, mesh=mesh)
     info, _, _ = lanes.lane_shapes(sampler, None, states)
     totals = jax.tree.map(lambda a: parallel.put(np.zeros((16, *a.shape), a.dtype), mesh, P(parallel.AXIS)), info)
     hlo = (
-        lanes.advance_finite.lower(sampler, None, key, ids, states, totals, np.int32(0), np.int32(3), mesh=mesh)
+        lanes.advance_finite["full"].lower(sampler, None, key, ids, states, totals, np.int32(0), np.int32(3), mesh=mesh)
         .compile()
         .as_text()
     )
@@ -152,14 +152,14 @@ def test_interrupt_returns_what_there_is(monkeypatch):
     from gensamp import loops
 
     steps = iter(range(100))
-    advance = loops.lanes.advance
+    advance = loops.lanes.advance["full"]
 
     def interrupted(*args, **kwargs):
         if next(steps) == 2:
             signal.raise_signal(signal.SIGINT)
         return advance(*args, **kwargs)
 
-    monkeypatch.setattr(loops.lanes, "advance", interrupted)
+    monkeypatch.setitem(loops.lanes.advance, "full", interrupted)
     monkeypatch.setattr(loops, "BLOCK_SECONDS", 0.0)
     with pytest.warns(UserWarning, match="interrupted after 15 of 100"):
         draws = gs.sample(KEY, autoregression(), 100, chunk=5)
@@ -171,14 +171,14 @@ def test_interrupt_returns_what_there_is(monkeypatch):
 def test_an_interrupted_warmup_goes_on_where_it_stood(tmp_path, monkeypatch):
     from gensamp import loops
 
-    advance = loops.lanes.advance
+    advance = loops.lanes.advance["full"]
 
     def interrupted(*args, **kwargs):
         signal.raise_signal(signal.SIGINT)
         return advance(*args, **kwargs)
 
     with monkeypatch.context() as patch, pytest.warns(UserWarning, match="interrupted after 0 of 20"):
-        patch.setattr(loops.lanes, "advance", interrupted)
+        patch.setitem(loops.lanes.advance, "full", interrupted)
         draws = gs.sample(KEY, autoregression(), 20, warmup=50, chunk=5, store=tmp_path / "run.zarr")
     assert draws.position.shape[1] == 0
     assert gs.store.load_checkpoint(tmp_path / "run.zarr.checkpoint")[1]["index"] == 5
@@ -190,14 +190,14 @@ def test_failure_returns_what_there_is(monkeypatch):
     from gensamp import loops
 
     steps = iter(range(100))
-    advance = loops.lanes.advance
+    advance = loops.lanes.advance["full"]
 
     def failing(*args, **kwargs):
         if next(steps) == 2:
             raise RuntimeError("the device is gone")
         return advance(*args, **kwargs)
 
-    monkeypatch.setattr(loops.lanes, "advance", failing)
+    monkeypatch.setitem(loops.lanes.advance, "full", failing)
     monkeypatch.setattr(loops, "BLOCK_SECONDS", 0.0)
     with pytest.warns(UserWarning, match="failed after 10 of 100 draws: the device is gone"):
         draws = gs.sample(KEY, autoregression(), 100, chunk=5)
