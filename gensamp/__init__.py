@@ -28,8 +28,9 @@ from gensamp.core import (
 __version__ = "0.1.0"
 
 _VERBS = {
-    "sample": "runner", "Until": "runner", "Draws": "runner", "tune": "adapt", "Tuned": "adapt", "fit": "training",
-    "Fitted": "training", "compare": "evaluate.compare", "check_sampler": "testing",
+    "sample": "runner", "Until": "runner", "Draws": "runner", "tune": "adapt", "Tuned": "adapt", "auto": "automatic",
+    "named": "quantities", "fit": "training", "Fitted": "training", "compare": "evaluate.compare", "check_sampler": "testing",
+    "to_arviz": "export",
 }  # fmt: skip
 _MODULES = (
     "evaluate", "hybrid", "mcmc", "nets", "noise", "parallel", "paths", "plot", "pushforward", "registry", "store", "targets",

@@ -116,6 +116,7 @@ class Truth:
     """What is known of a target, each as (value, standard error), with None for what nobody knows.
 
     log_normaliser: scalar. mean, variance: like one event. quantiles: {probability: (tree like one event, error)}.
+    second_moment: (E x^2, Var x^2), each like one event: what the bias of a second moment is measured in.
     modes: (centres [modes, ...event], weights [modes], radius [modes]): a draw within `radius` of a centre has found it.
     quantile: uniform [0, 1]^d -> x, the inverse Rosenblatt transform, where it is in closed form.
     reference: long reference draws [draws, ...event] for targets without an exact sampler. source: where all this comes from.
@@ -124,6 +125,7 @@ class Truth:
     log_normaliser: Any = None
     mean: Any = None
     variance: Any = None
+    second_moment: Any = None
     quantiles: Any = None
     modes: Any = None
     quantile: Any = None
@@ -152,13 +154,17 @@ class Target:
     name: str = ""
 
     @classmethod
-    def from_log_density(cls, log_density: Callable, template: PyTree, *, name: str = "", **known: Any) -> "Target":
+    def from_log_density(
+        cls, log_density: Callable, template: PyTree, *, constraints: Any = None, name: str = "", **known: Any
+    ) -> "Target":
         """A target from a plain function.
 
         Args:
             log_density: (x) -> scalar, unnormalised. Arrays it needs are best bound as arguments,
                 `jax.tree_util.Partial(f, data)`, so that new data do not recompile.
             template: one event: arrays or `ShapeDtypeStruct`s; only shapes and dtypes are used.
+            constraints: where the density lives, if not everywhere: one numpyro constraint, or a dict of them by the names of
+                the event's entries. The target is then on unconstrained coordinates; see `gensamp.targets.constraints`.
             name: for tables and plots.
             known: further fields of `Target`: exact, constrain, truth, score, minibatch_log_density.
 
@@ -176,12 +182,18 @@ class Target:
                 f"log_density returned {got} for one event of {_describe(template)}; expected one real number of shape []: "
                 "sum over the coordinates, and let gensamp map over draws"
             )
+        name = name or getattr(log_density.func, "__name__", "target")
+        if constraints is not None:
+            # Upwards, and only when asked, as in from_numpyro.
+            from gensamp.targets.constraints import bounded
+
+            log_density, template, known = bounded(log_density, template, constraints, known)
         score = known.pop("score", None)
         return cls(
             template=template,
             log_density=log_density,
             score=_as_partial(score) if score is not None else bind(_gradient, log_density),
-            name=name or getattr(log_density.func, "__name__", "target"),
+            name=name,
             **{field: _as_partial(value) if callable(value) else value for field, value in known.items()},
         )
 

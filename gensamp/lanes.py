@@ -14,8 +14,8 @@ slows few programs, so it is for runs that are mostly compilation. Draws may dif
 Shapes: ids [lanes], each and states [lanes, ...], buffer [capacity, lanes, ...].
 """
 
-from dataclasses import replace
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax

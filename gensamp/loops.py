@@ -132,7 +132,9 @@ def run_chains(plan: Plan, run: Run, until: Any) -> bool:
     """Advance chains without end to their last draw; True when the stopping rule ended them before it."""
     firsts = range(0, plan.width, plan.lanes)
     blocks = [plan.block(first) for first in firsts]
-    states = [lanes.begin[plan.effort](plan.maker, each, plan.key, ids, initial, mesh=plan.mesh) for each, ids, initial in blocks]
+    states = [
+        lanes.begin[plan.effort](plan.maker, each, plan.key, ids, initial, mesh=plan.mesh) for each, ids, initial in blocks
+    ]
     if run.saved_lanes:
         rows = [np.minimum(np.arange(first, first + plan.lanes), plan.width - 1) for first in firsts]
         states = [run.restored(state, row) for state, row in zip(states, rows, strict=True)]
@@ -249,7 +251,7 @@ def _recorded_draw(info: Info, position: PyTree, log_weight: Any) -> dict[str, A
 
 
 def _walkers_first(values: PyTree, axis: int, population: int) -> PyTree:
-    """Recorded rows with the walkers of a population, at `axis` of each position, as chains of their own: [run * walker, ...]."""
+    """Recorded rows with the walkers of a population (at `axis` of each position) as chains: [run * walker, ...]."""
     if population == 1:
         return values
 

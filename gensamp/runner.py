@@ -79,11 +79,12 @@ class Draws:
     """What comes out of `sample`.
 
     position: tree of arrays with the leading axes of the module's docstring (zarr arrays when a store was given). Walkers of a
-    population are not independent of each other: compare runs. log_weight: like the leading axes, or None. info: for chains the counts summed over the run (Python integers) with acceptance (of the
-    step that ended at the draw) and diverged (since the last draw) per draw; for finite samplers all per draw. ledger: the
-    bill, with warm-up under `tune`; the evaluation that stands a chain at its start is not a step and not in it. ending: how
-    the run ended. message: what a person should know: why it did not finish, or that draws are not finite. nonfinite: draws
-    with a NaN or an infinity in their position.
+    population are not independent of each other: compare runs. log_weight: like the leading axes, or None. info: for chains
+    the counts summed over the run (Python integers) with acceptance (of the step that ended at the draw) and diverged (since
+    the last draw) per draw; for finite samplers all per draw. ledger: the bill, with warm-up under `tune`; the evaluation that
+    stands a chain at its start is not a step and not in it. ending: how the run ended. message: what a person should know: why
+    it did not finish, or that draws are not finite. nonfinite: draws with a NaN or an infinity in their position. notes: what
+    `auto` chose and what it noticed, a sentence each.
     """
 
     position: Any
@@ -93,6 +94,7 @@ class Draws:
     ending: Ending
     message: str
     nonfinite: int
+    notes: tuple[str, ...] = ()
 
 
 def sample(

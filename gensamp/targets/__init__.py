@@ -9,25 +9,47 @@ from functools import partial
 from typing import Any
 
 from gensamp.core import Target
-from gensamp.targets.analytic import banana, funnel, gmm40, ill_conditioned_gaussian, two_moons
+from gensamp.targets.analytic import banana, funnel, gmm40, ill_conditioned_gaussian, rosenbrock, two_moons
+from gensamp.targets.brownian import brownian
 from gensamp.targets.datasets import digits, digits_labelled
+from gensamp.targets.lgcp import lgcp
 from gensamp.targets.mixture import mixture
-from gensamp.targets.posteriors import from_numpyro, reference_draws
+from gensamp.targets.multimodal import bimodal, gmm9, gmm25, many_well, mos10
+from gensamp.targets.physics import lj13, phi4
+from gensamp.targets.posteriordb import posteriordb, posteriordb_model, posteriordb_names, reference_draws
+from gensamp.targets.posteriors import from_numpyro, prior_of, unconstrain
 from gensamp.targets.schools import eight_schools
+from gensamp.targets.sparse_logistic import sparse_logistic
+from gensamp.targets.starts import endless_directions, feasible_start, prior_start, scattered_start
 
 __all__ = [
-    "banana", "digits", "digits_labelled", "eight_schools", "from_numpyro", "funnel", "gmm40", "ill_conditioned_gaussian",
-    "make", "mixture", "names", "reference_draws", "two_moons",
+    "banana", "bimodal", "brownian", "digits", "digits_labelled", "eight_schools", "endless_directions", "feasible_start",
+    "from_numpyro", "funnel", "gmm25", "gmm40", "gmm9", "ill_conditioned_gaussian", "lgcp", "lj13", "make", "many_well",
+    "mixture", "mos10", "names", "phi4", "posteriordb", "posteriordb_model", "posteriordb_names", "prior_of", "prior_start",
+    "reference_draws", "rosenbrock", "scattered_start", "sparse_logistic", "two_moons", "unconstrain",
 ]  # fmt: skip
 
 _TARGETS = {
     "banana": banana,
+    "bimodal": bimodal,
+    "brownian": brownian,
     "digits": digits,
     "eight_schools": eight_schools,
     "funnel": funnel,
+    "funnel_d20": partial(funnel, dim=20),
+    "gmm25": gmm25,
     "gmm40": gmm40,
     "gmm40_d50": partial(gmm40, dim=50),
+    "gmm9": gmm9,
     "ill_conditioned_gaussian": ill_conditioned_gaussian,
+    "lgcp": lgcp,
+    "lj13": lj13,
+    "many_well": many_well,
+    "mos10": mos10,
+    "mos10_d50": partial(mos10, dim=50),
+    "phi4": phi4,
+    "rosenbrock": rosenbrock,
+    "sparse_logistic": sparse_logistic,
     "two_moons": two_moons,
 }
 

@@ -3,8 +3,9 @@
 | target | definition | dim | log Z |
 |---|---|---|---|
 | gmm40 | 40 equal N(m_k, I), m_k in 40 U(-1, 1)^dim, shipped as data | 2, 50 | 0 |
-| funnel | v ~ N(0, 9), x_i ~ N(0, e^v) | 10 | 0 |
+| funnel | v ~ N(0, 9), x_i ~ N(0, e^v) | 10, 20 | 0 |
 | banana | x_0 ~ N(0, 100), x_1 ~ N(0.03 (x_0^2 - 100), 1) | 2 | 0 |
+| rosenbrock | 18 pairs x_i ~ N(1, 1), y_i ~ N(x_i^2, 0.1) | 36 | 0 |
 | ill_conditioned_gaussian | N(0, diag(log-spaced variances)) | 100 | 0 |
 | two_moons | two half circles under Gaussian noise | 2 | 0 |
 
@@ -25,7 +26,7 @@ from jaxtyping import Array, Float
 from gensamp.core import Target, Truth, bind
 from gensamp.targets.mixture import PROBABILITIES, float_dtype, marginal_quantiles, mixture, mixture_truth
 
-__all__ = ["banana", "funnel", "gmm40", "ill_conditioned_gaussian", "two_moons"]
+__all__ = ["banana", "funnel", "gmm40", "ill_conditioned_gaussian", "rosenbrock", "two_moons"]
 
 
 def gmm40(dim: int = 2, *, dtype: Any = None) -> Target:
@@ -78,6 +79,7 @@ def funnel(dim: int = 10, *, dtype: Any = None) -> Target:
     inner = marginal_quantiles(weights, np.zeros_like(scales), scales, PROBABILITIES)
     outer = marginal_quantiles(np.ones(1), np.zeros((1, 1)), np.full((1, 1), 3.0), PROBABILITIES)
     variance = np.concatenate([[9.0], np.full(dim - 1, math.exp(4.5))])
+    fourth = 3 * np.concatenate([[81.0], np.full(dim - 1, math.exp(18.0))])
     quantiles = [np.concatenate([a, np.full(dim - 1, b[0])]) for a, b in zip(outer, inner, strict=True)]
     template = jax.ShapeDtypeStruct((dim,), dtype)
     return Target.from_log_density(
@@ -85,7 +87,7 @@ def funnel(dim: int = 10, *, dtype: Any = None) -> Target:
         template,
         name=_named("funnel", dim, 10),
         exact=bind(_exact, bind(_funnel_map), jnp.zeros(dim, dtype)),
-        truth=_truth(np.zeros(dim), variance, quantiles, bind(_funnel_map), dtype),
+        truth=_truth(np.zeros(dim), variance, fourth, quantiles, bind(_funnel_map), dtype),
     )
 
 
@@ -108,7 +110,47 @@ def banana(*, dtype: Any = None) -> Target:
         jax.ShapeDtypeStruct((2,), dtype),
         name="banana",
         exact=bind(_exact, bind(_banana_map), jnp.zeros(2, dtype)),
-        truth=_truth(np.zeros(2), np.array([100.0, 19.0]), quantiles, bind(_banana_map), dtype),
+        truth=_truth(np.zeros(2), np.array([100.0, 19.0]), np.array([3e4, 4961.9]), quantiles, bind(_banana_map), dtype),
+    )
+
+
+def rosenbrock(pairs: int = 18, *, dtype: Any = None) -> Target:
+    """Independent curved ridges, x_i ~ N(1, 1) and y_i ~ N(x_i^2, 0.1); an event is [x_1, ..., x_n, y_1, ..., y_n].
+
+    E x^2 = 2, Var x^2 = 6, E y^2 = 10.1, Var y^2 = 668.02.
+
+    Args:
+        pairs: at least 1.
+        dtype: of events; jax's default float if None.
+
+    Raises:
+        ValueError: pairs is below 1.
+
+    Source: Rosenbrock 1960; as a density Goodman and Weare 2010, with the constants of Robnik et al. 2023, "Microcanonical
+    Hamiltonian Monte Carlo".
+    """
+    if pairs < 1:
+        raise ValueError(f"rosenbrock got pairs={pairs}; expected at least 1")
+    dtype = float_dtype(dtype)
+    z, weights = _normal_rule()
+    x, spread = 1 + z, np.full((len(z), 1), math.sqrt(_RIDGE))
+    first = marginal_quantiles(np.ones(1), np.ones((1, 1)), np.ones((1, 1)), PROBABILITIES)
+    second = marginal_quantiles(weights, x[:, None] ** 2, spread, PROBABILITIES)
+    moments = [(1.0, 2.0), (1.0, 10.0 + _RIDGE - 4.0), (10.0, 764.0 + 60 * _RIDGE + 3 * _RIDGE**2)]
+    mean, variance, fourth = (np.repeat(pair, pairs) for pair in moments)
+    return Target.from_log_density(
+        _rosenbrock_log_density,
+        jax.ShapeDtypeStruct((2 * pairs,), dtype),
+        name=_named("rosenbrock", 2 * pairs, 36),
+        exact=bind(_exact, bind(_rosenbrock_map), jnp.zeros(2 * pairs, dtype)),
+        truth=_truth(
+            mean,
+            variance,
+            fourth,
+            [np.repeat([a[0], b[0]], pairs) for a, b in zip(first, second, strict=True)],
+            bind(_rosenbrock_map),
+            dtype,
+        ),
     )
 
 
@@ -139,7 +181,7 @@ def ill_conditioned_gaussian(dim: int = 100, *, condition_number: float | int = 
         jax.ShapeDtypeStruct((dim,), dtype),
         name=_named("ill_conditioned_gaussian", dim, 100),
         exact=bind(_exact, bind(_gaussian_map, scale), jnp.zeros(dim, dtype)),
-        truth=_truth(np.zeros(dim), variance, quantiles, bind(_gaussian_map, scale), dtype),
+        truth=_truth(np.zeros(dim), variance, 3 * variance**2, quantiles, bind(_gaussian_map, scale), dtype),
     )
 
 
@@ -192,11 +234,14 @@ def _normal_rule() -> tuple[np.ndarray, np.ndarray]:
     return z, weights / weights.sum()
 
 
-def _truth(mean, variance, quantiles, map_normals, dtype) -> Truth:
+def _truth(mean, variance, fourth, quantiles, map_normals, dtype) -> Truth:
+    """fourth: E x^4."""
+    square = variance + mean**2
     return Truth(
         log_normaliser=(0.0, 0.0),
         mean=(jnp.asarray(mean, dtype), 0.0),
         variance=(jnp.asarray(variance, dtype), 0.0),
+        second_moment=(jnp.asarray(square, dtype), jnp.asarray(fourth - square**2, dtype)),
         quantiles={p: (jnp.asarray(q, dtype), 0.0) for p, q in zip(PROBABILITIES, quantiles, strict=True)},
         quantile=bind(_quantile, map_normals),
         source="closed form",
@@ -234,6 +279,21 @@ def _banana_log_density(x: Float[Array, "2"]) -> Array:
 
 def _banana_map(z: Float[Array, "2"]) -> Array:
     return jnp.stack([10 * z[0], 3 * (z[0] ** 2 - 1) + z[1]])
+
+
+_RIDGE = 0.1
+"""The variance of y about x^2 in the Rosenbrock density."""
+
+
+def _rosenbrock_log_density(x: Float[Array, " dim"]) -> Array:
+    along, across = jnp.split(x, 2)
+    one = jnp.ones((), x.dtype)
+    return jnp.sum(_normal(along, one, one) + _normal(across, along**2, math.sqrt(_RIDGE) * one))
+
+
+def _rosenbrock_map(z: Float[Array, " dim"]) -> Array:
+    along, across = jnp.split(z, 2)
+    return jnp.concatenate([1 + along, (1 + along) ** 2 + math.sqrt(_RIDGE) * across])
 
 
 def _gaussian_log_density(scale: Array, x: Float[Array, " dim"]) -> Array:

@@ -82,11 +82,14 @@ def mixture_truth(
     """Moments and marginal quantiles of a normalised mixture [components], [components, dim], [components, dim]."""
     mean = weights @ means
     variance = weights @ (variances + (means - mean) ** 2)
+    square = weights @ (means**2 + variances)
+    fourth = weights @ (means**4 + 6 * means**2 * variances + 3 * variances**2)
     quantiles = marginal_quantiles(weights, means, np.sqrt(variances), PROBABILITIES)
     return Truth(
         log_normaliser=(0.0, 0.0),
         mean=(jnp.asarray(mean, dtype), 0.0),
         variance=(jnp.asarray(variance, dtype), 0.0),
+        second_moment=(jnp.asarray(square, dtype), jnp.asarray(fourth - square**2, dtype)),
         quantiles={p: (jnp.asarray(q, dtype), 0.0) for p, q in zip(PROBABILITIES, quantiles, strict=True)},
         modes=modes,
         source=source,

@@ -1,28 +1,27 @@
-"""Posteriors of numpyro models as targets, and reference draws to judge them by.
+"""Posteriors of numpyro models as targets.
 
 A model with data becomes one function of the unconstrained parameters z, a dict with one entry per latent site:
 
     log_density(z) = log p(data, x(z)) + log |dx/dz|,    constrain(z) = {site: x(z)} with the deterministic sites.
 
 The function is module-level over `Static(model)`, and the arrays among the model's arguments are leaves: new data of the same
-shapes run the program that is already compiled. (numpyro's own `potential_fn` closes over the data and retraces.)
+shapes run the program that is already compiled. (numpyro's own `potential_fn` closes over the data and retraces.) Nothing runs
+when a target is made: one abstract trace of the model finds its sites and their shapes, and the density is traced when used.
 """
 
-import json
-import os
-import re
-import zipfile
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gensamp.core import PyTree, Static, Target, bind
+from gensamp.core import PyTree, Static, Target, Truth, bind
+from gensamp.targets import constraints
+from gensamp.targets.mixture import float_dtype
 
-__all__ = ["from_numpyro", "reference_draws"]
+__all__ = ["from_numpyro", "model_complaint", "posterior", "prior_of", "unconstrain"]
 
 
 def from_numpyro(model: Callable, *args: Any, **kwargs: Any) -> Target:
@@ -39,62 +38,108 @@ def from_numpyro(model: Callable, *args: Any, **kwargs: Any) -> Target:
         deterministic sites included. One log density costs one run of the model.
 
     Raises:
-        ValueError: the model has no latent site, or a discrete one, which has no gradient.
+        ValueError: the model has no latent site, or a discrete one, which has no gradient; or its posterior cannot be a
+            probability, because a site has a flat prior and nothing is observed.
         TypeError: an argument is neither an array nor hashable.
 
     Source: Kucukelbir et al. 2017 (ADVI), section 2.3, for the change of variables; numpyro's bijections.
     """
-    leaves, structure = _split(args, kwargs)
-    template = jax.eval_shape(_unconstrained_prior, Static(model), structure, *leaves)
+    return posterior(model, args, kwargs)
+
+
+def posterior(model: Callable, args: tuple = (), kwargs: Any = None, *, name: str = "", dtype: Any = None) -> Target:
+    """As `from_numpyro`, with the model's arguments packed, a name and the dtype of events (jax's default float if None)."""
+    leaves, structure = _split(args, kwargs or {})
+    shapes = jax.eval_shape(_unconstrained, Static(model), structure, *leaves)
+    template = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, float_dtype(dtype)), shapes)
+    log_density = bind(_log_density, Static(model), structure, *leaves)
     return Target.from_log_density(
-        bind(_log_density, Static(model), structure, *leaves),
+        log_density,
         template,
-        name=getattr(model, "__name__", "posterior"),
+        name=name or getattr(model, "__name__", "posterior"),
         constrain=bind(_constrain, Static(model), structure, *leaves),
     )
 
 
-def reference_draws(name: str) -> dict[str, np.ndarray]:
-    """Reference draws of a posterior in posteriordb, by the names of its Stan program.
+def prior_of(model: Callable | Target, *args: Any, **kwargs: Any) -> Target:
+    """The prior of a numpyro model, on the coordinates of its posterior: normalised, with exact draws.
+
+    The two ends of an evidence: from this target to `from_numpyro(model, ...)` of the same arguments. Everything observed is
+    left out of the density, `numpyro.factor` sites too.
 
     Args:
-        name: posteriordb's, such as "eight_schools-eight_schools_noncentered".
+        model: a numpyro model, or the Target that `from_numpyro` made of it.
+        args, kwargs: what the model is called with, observations included; nothing beside a Target.
 
     Returns:
-        dict of float64 arrays [chains, draws, ...], on the constrained scale: `theta[1]`, `theta[2]`, ... become one "theta".
+        Target: events like the posterior's; `exact` draws them, and the truth's log normaliser is 0.
 
     Raises:
-        FileNotFoundError: the environment variable GENSAMP_DATA names no folder with posteriordb/draws/<name>.json.zip.
-
-    Source: Magnusson, Buerkner and Vehtari, posteriordb (BSD-3): long Stan runs, thinned to be nearly independent.
+        ValueError: a site has an improper prior, from which nothing can be drawn.
     """
-    path = Path(os.environ.get("GENSAMP_DATA", ""), "posteriordb", "draws", f"{name}.json.zip")
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"reference draws of '{name}' are not at {path}; set GENSAMP_DATA to a folder with posteriordb's reference "
-            f"draws as posteriordb/draws/{name}.json.zip"
+    target = model if isinstance(model, Target) else posterior(model, args, kwargs)
+    bound = _arguments_of(target, "prior_of")
+    improper: list[str] = []
+    jax.eval_shape(lambda *leaves: improper.extend(_improper(_sites(*bound[:2], *leaves))), *bound[2:])
+    if improper:
+        raise ValueError(
+            f"the prior of '{target.name}' has no draws: its sites {improper} have improper priors; give them proper ones"
         )
-    with zipfile.ZipFile(path) as archive:
-        chains = json.loads(archive.read(archive.namelist()[0]))
-    columns = {label: np.asarray([chain[label] for chain in chains], np.float64) for label in chains[0]}
-    gathered: dict[str, dict[tuple[int, ...], np.ndarray]] = {}
-    for label, values in columns.items():
-        match = re.fullmatch(r"([^\[]+)(?:\[([\d,]+)\])?", label)
-        if match is None:
-            raise ValueError(f"reference draws of '{name}' have a column {label!r}; expected a name, or a name[i] or name[i,j]")
-        index = tuple(int(i) - 1 for i in match[2].split(",")) if match[2] else ()
-        gathered.setdefault(match[1], {})[index] = values
-    return {site: _assemble(parts) for site, parts in gathered.items()}
+    dtypes = Static(tuple(sorted((site, a.dtype) for site, a in target.template.items())))
+    return Target.from_log_density(
+        bind(_log_prior, *bound),
+        target.template,
+        name=f"prior of {target.name}",
+        exact=bind(_prior_draw, dtypes, *bound),
+        constrain=target.constrain,
+        truth=Truth(log_normaliser=(0.0, 0.0), source="a normalised prior"),
+    )
 
 
-def _assemble(parts: dict[tuple[int, ...], np.ndarray]) -> np.ndarray:
-    """[chains, draws, ...] from one column [chains, draws] per index."""
-    shape = tuple(max(index) + 1 for index in zip(*parts, strict=True))
-    first = next(iter(parts.values()))
-    out = np.full((*first.shape, *shape), np.nan)
-    for index, values in parts.items():
-        out[(..., *index)] = values
-    return out
+def unconstrain(target: Target, named: Mapping[str, Any]) -> PyTree:
+    """Events from named values in the user's space: the inverse of `constrain`.
+
+    Args:
+        target: made by `from_numpyro`, or by `from_log_density` with constraints.
+        named: {name: [draws, ...]} within the supports; names that are no coordinates of the event are ignored.
+
+    Returns:
+        events with a leading axis of draws, on unconstrained coordinates, in the dtype of the target.
+
+    Raises:
+        ValueError: a name is missing, or the target was made otherwise.
+    """
+    made_by = getattr(target.constrain, "func", None)
+    if made_by is _constrain:
+        inverse, names = _unconstrain, set(target.template)
+    elif made_by is constraints.by_name:
+        inverse, names = constraints.from_names, set(jax.eval_shape(target.constrain, target.template))
+    else:
+        raise ValueError(f"unconstrain got the target '{target.name}'; expected one made by from_numpyro or with constraints=")
+    missing = sorted(names - set(named))
+    if missing:
+        raise ValueError(f"unconstrain got no values of {missing}; expected all of {sorted(names)}")
+    dtype = jnp.result_type(*(a.dtype for a in jax.tree.leaves(target.template)))
+    values = jax.tree.map(lambda a: jnp.asarray(a, dtype), {name: named[name] for name in names})
+    # Compiled, so that what the coordinates do not need (a solve, a likelihood) is left out.
+    return jax.jit(jax.vmap(bind(inverse, *target.constrain.args)))(values)
+
+
+def model_complaint(target: Target, position: PyTree) -> str:
+    """What numpyro's validation says of a posterior's model at one position, which compiled code does not ask; or ""."""
+    import numpyro
+    from numpyro.infer.util import constrain_fn
+
+    if getattr(target.constrain, "func", None) is not _constrain:
+        return ""
+    model, structure, *leaves = target.constrain.args
+    args, kwargs = _arguments(structure, tuple(leaves))
+    try:
+        with numpyro.validation_enabled():
+            constrain_fn(model.value, args, kwargs, position)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 _DATA = "data"
@@ -120,35 +165,128 @@ def _arguments(structure: Static, leaves: tuple) -> tuple[tuple, dict]:
     return jax.tree.unflatten(treedef, [next(data) if kind == _DATA else value for kind, value in rest])
 
 
-def _unconstrained_prior(model: Static, structure: Static, *leaves: jax.Array) -> PyTree:
-    """One prior draw on unconstrained coordinates: traced for its shapes, never run."""
+def _arguments_of(target: Target, by: str) -> tuple:
+    """What the functions of a posterior are bound to: the model, the structure of its arguments, the arrays."""
+    if getattr(target.constrain, "func", None) is not _constrain:
+        raise ValueError(f"{by} got the target '{target.name}'; expected one made by from_numpyro")
+    return target.constrain.args
+
+
+def _sites(model: Static, structure: Static, *leaves: jax.Array) -> dict[str, dict]:
+    """The sites of the model at an arbitrary point of its support: flat priors have no draws to trace it at."""
+    import numpyro
     from numpyro import handlers
-    from numpyro.infer.util import unconstrain_fn
+    from numpyro.infer import init_to_feasible
 
     args, kwargs = _arguments(structure, leaves)
-    seeded = handlers.seed(model.value, jax.random.key(0))
-    sites = handlers.trace(seeded).get_trace(*args, **kwargs)
-    latent = {name: site for name, site in sites.items() if site["type"] == "sample" and not site["is_observed"]}
+    seeded = handlers.substitute(handlers.seed(model.value, jax.random.key(0)), substitute_fn=init_to_feasible)
+    with numpyro.validation_enabled(False):
+        return handlers.trace(seeded).get_trace(*args, **kwargs)
+
+
+def _is_latent(site: dict) -> bool:
+    return site["type"] == "sample" and not site["is_observed"]
+
+
+def _unconstrained(model: Static, structure: Static, *leaves: jax.Array) -> PyTree:
+    """One event of zeros: traced for its shapes, never run."""
+    from numpyro.distributions import biject_to
+
+    sites = _sites(model, structure, *leaves)
+    latent = {name: site for name, site in sites.items() if _is_latent(site)}
     discrete = [name for name, site in latent.items() if site["fn"].support.is_discrete]
     if discrete:
         raise ValueError(f"model has discrete latent sites {discrete}, which have no gradient; sum them out in the model first")
     if not latent:
         raise ValueError("model has no latent site, so there is nothing to draw; leave at least one `sample` site without obs")
-    return unconstrain_fn(seeded, args, kwargs, {name: site["value"] for name, site in latent.items()})
+    improper = _improper(sites)
+    if improper and all(_is_latent(site) for site in sites.values() if site["type"] == "sample"):
+        raise ValueError(
+            f"the posterior is improper: sites {improper} have flat priors and nothing is observed; give the observations, or "
+            "proper priors"
+        )
+    shapes = {name: biject_to(site["fn"].support).inverse_shape(jnp.shape(site["value"])) for name, site in latent.items()}
+    return {name: jnp.zeros(shape) for name, shape in shapes.items()}
+
+
+def _improper(sites: dict[str, dict]) -> list[str]:
+    """The latent sites with an improper prior, from which nothing can be drawn."""
+    from numpyro.distributions import ImproperUniform
+
+    found = []
+    for name, site in sites.items():
+        law: Any = site.get("fn")
+        while hasattr(law, "base_dist"):
+            law = law.base_dist
+        if _is_latent(site) and isinstance(law, ImproperUniform):
+            found.append(name)
+    return found
 
 
 def _log_density(model: Static, structure: Static, *leaves_and_position: Any) -> jax.Array:
+    import numpyro
     from numpyro.infer.util import potential_energy
 
     *leaves, position = leaves_and_position
     args, kwargs = _arguments(structure, tuple(leaves))
-    dtype = jnp.result_type(*jax.tree.leaves(position))
-    return -jnp.asarray(potential_energy(model.value, args, kwargs, position), dtype)
+    # Validation would run small programs of its own while this one is traced.
+    with numpyro.validation_enabled(False):
+        energy = potential_energy(model.value, args, kwargs, position)
+    return -jnp.asarray(energy, jnp.result_type(*jax.tree.leaves(position)))
 
 
 def _constrain(model: Static, structure: Static, *leaves_and_position: Any) -> dict[str, jax.Array]:
+    import numpyro
     from numpyro.infer.util import constrain_fn
 
     *leaves, position = leaves_and_position
     args, kwargs = _arguments(structure, tuple(leaves))
-    return constrain_fn(model.value, args, kwargs, position, return_deterministic=True)
+    with numpyro.validation_enabled(False):
+        return constrain_fn(model.value, args, kwargs, position, return_deterministic=True)
+
+
+def _unconstrain(model: Static, structure: Static, *leaves_and_named: Any) -> PyTree:
+    import numpyro
+    from numpyro.infer.util import unconstrain_fn
+
+    *leaves, named = leaves_and_named
+    args, kwargs = _arguments(structure, tuple(leaves))
+    with numpyro.validation_enabled(False):
+        return unconstrain_fn(model.value, args, kwargs, named)
+
+
+def _log_prior(model: Static, structure: Static, *leaves_and_position: Any) -> jax.Array:
+    return _log_density(Static(_Unobserved(model.value)), structure, *leaves_and_position)
+
+
+@dataclass(frozen=True)
+class _Unobserved:
+    """The model with everything observed masked; hashable by the model."""
+
+    model: Callable
+
+    def __call__(self, *args, **kwargs):
+        from numpyro.primitives import Messenger
+
+        class Mask(Messenger):
+            def process_message(self, message):
+                # The volume factors of the change of variables are observed sites too, and belong to the prior.
+                if message["type"] == "sample" and message["is_observed"] and not message["name"].endswith("_log_det"):
+                    message["fn"] = message["fn"].mask(False)
+
+        return Mask(self.model)(*args, **kwargs)
+
+
+def _prior_draw(dtypes: Static, model: Static, structure: Static, *leaves_and_key: Any) -> PyTree:
+    import numpyro
+    from numpyro import handlers
+    from numpyro.distributions import biject_to
+
+    *leaves, key = leaves_and_key
+    args, kwargs = _arguments(structure, tuple(leaves))
+    with numpyro.validation_enabled(False):
+        sites = handlers.trace(handlers.seed(model.value, key)).get_trace(*args, **kwargs)
+        return {
+            site: jnp.asarray(biject_to(sites[site]["fn"].support).inv(sites[site]["value"]), dtype)
+            for site, dtype in dtypes.value
+        }

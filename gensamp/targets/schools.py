@@ -27,7 +27,8 @@ import numpy as np
 
 from gensamp.core import Target, Truth, bind
 from gensamp.targets.mixture import PROBABILITIES, float_dtype, marginal_quantiles
-from gensamp.targets.posteriors import from_numpyro, reference_draws
+from gensamp.targets.posteriordb import reference_draws
+from gensamp.targets.posteriors import from_numpyro
 
 __all__ = ["EFFECTS", "STANDARD_ERRORS", "eight_schools", "model"]
 
@@ -82,7 +83,7 @@ def eight_schools(*, dtype: Any = None) -> Target:
 def _reference(dtype: Any) -> Any:
     """Posteriordb's draws as events [10000, ...], or None."""
     try:
-        named = reference_draws("eight_schools-eight_schools_noncentered")
+        named = reference_draws("eight_schools-eight_schools_noncentered", download=False)
     except FileNotFoundError:
         return None
     flat = {name: values.reshape(-1, *values.shape[2:]) for name, values in named.items()}

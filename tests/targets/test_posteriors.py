@@ -121,7 +121,7 @@ def test_quantile_transform_of_eight_schools_carries_uniforms_to_the_density():
 
 def test_eight_schools_agrees_with_the_reference_draws():
     try:
-        named = targets.reference_draws("eight_schools-eight_schools_noncentered")
+        named = targets.reference_draws("eight_schools-eight_schools_noncentered", download=False)
     except FileNotFoundError as error:
         pytest.skip(str(error))
     assert {name: a.shape for name, a in named.items()} == {"theta": (10, 1000, 8), "mu": (10, 1000), "tau": (10, 1000)}
@@ -145,7 +145,7 @@ def test_without_the_reference_files_eight_schools_still_knows_its_truth(monkeyp
     target = targets.eight_schools()
     assert target.truth.reference is None and target.truth.mean is not None and target.exact is not None
     with pytest.raises(FileNotFoundError, match="set GENSAMP_DATA"):
-        targets.reference_draws("eight_schools-eight_schools_noncentered")
+        targets.reference_draws("eight_schools-eight_schools_noncentered", download=False)
 
 
 TRACES = []

@@ -1,0 +1,211 @@
+"""auto: draws for somebody who wants draws and no decisions.
+
+    scattered starts -> each let down on its own -> thrown apart again -> warm-up together -> draws until the rule is met
+
+Sixteen chains of HMC with paths of varying length (`mcmc.dynamic_hmc`) run side by side. Their common metric is a full
+covariance (variances alone above 256 dimensions), which begins as the curvature where the best chain came to rest
+(`starts.py`) and is refined by all of them (`cross_chain.py`).
+Everything runs two compiled programs, the start (a batched gradient) and the step: compilation is most of the time to an
+answer, so nothing else is compiled while it lasts, and what can wait in another thread does.
+
+What it chose, and what a person should know of the run, stands in `Draws.notes`: divergences, chains that were stuck, chains
+that never agreed, an improper posterior. It sees a density and its shapes, never a target's name.
+"""
+
+import dataclasses
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from gensamp import lanes
+from gensamp.core import Bill, Ledger, PyTree, Sampler, Target, check_key, require
+from gensamp.cross_chain import STUCK, adapt_together
+from gensamp.flat import flat_target, flatten, unflatten
+from gensamp.parallel import AXIS, mesh, put
+from gensamp.quantities import lower_constrain, named
+from gensamp.runner import Draws, Until, sample
+from gensamp.starts import curvature, diagonal_curvature, let_down, overdispersed, scattered
+
+__all__ = ["auto"]
+
+NUM_CHAINS = 16
+HOPELESS = 20.0
+MOST_LEAPFROGS = 256
+MOST_DENSE = 256
+DIVERGED = 0.01
+
+
+def auto(
+    key: Any,
+    target: Target,
+    until: Until | None = None,
+    *,
+    num_chains: int = NUM_CHAINS,
+    most_draws: int = 20_000,
+    initial: PyTree = None,
+    progress: bool | None = None,
+) -> Draws:
+    """Draw from a density until the draws are good enough.
+
+    Args:
+        key: a typed key.
+        target: with a `log_density`; from a plain function or a numpyro model.
+        until: when to stop, checked on every coordinate and every named quantity; `Until()` by default (bulk and tail ESS of
+            400, R-hat of 1.01).
+        num_chains: chains side by side, at least 4.
+        most_draws: draws per chain, at most.
+        initial: positions [chain, ...] to scatter from instead of Uniform(-2, 2); they are let down all the same.
+        progress: as for `sample`.
+
+    Returns:
+        Draws, position [chain, draw, ...event], with `notes`. The ledger's `tune` has descent, curvature and warm-up.
+
+    Raises:
+        ValueError: the target has no density, no start is feasible, or num_chains is too small.
+    """
+    check_key(key)
+    require(target, "log_density", "auto")
+    if isinstance(num_chains, bool) or not isinstance(num_chains, int) or num_chains < 4:
+        raise ValueError(f"auto got num_chains {num_chains!r}; expected an integer of at least 4, since R-hat compares chains")
+    until = Until() if until is None else until
+    if initial is not None:
+        initial = flatten(target.template, initial)
+        if len(initial) != num_chains:
+            raise ValueError(f"auto got {len(initial)} initial positions for {num_chains} chains; give num_chains as well")
+    flat = flat_target(target)
+    size = flat.template.shape[0]
+    dense = size <= MOST_DENSE
+    key_starts, key_warmup, key_draws = jax.random.split(key, 3)
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key_starts)).tolist())
+    with ThreadPoolExecutor(1) as aside:
+        program = aside.submit(_prepare, None if target.constrain is None else lower_constrain(target))
+        gradient = _Gradient(
+            _kernel(flat, 0.5, inverse_mass_matrix=np.eye(size) if dense else np.ones(size)), key_starts, num_chains
+        )
+        begun = scattered(gradient, rng, num_chains, size, initial=initial)
+        ends, heights = let_down(gradient, begun)
+        near = heights >= heights.max() - HOPELESS
+        ends = ends[np.flatnonzero(near)[np.arange(num_chains) % near.sum()]]
+        best = ends[heights[near].argmax()]
+        if dense:
+            metric = curvature(gradient, best, num_chains)
+        else:
+            metric = diagonal_curvature(gradient, best, rng.choice([-1.0, 1.0], ends.shape))
+        start = overdispersed(gradient, ends, metric, rng.standard_normal(ends.shape)).astype(flat.template.dtype)
+        together = adapt_together(key_warmup, _kernel, flat, start, metric=metric, effort="quick", progress=progress)
+        rule = _OnEverything(until, target, program)
+        with warnings.catch_warnings():
+            # Everything `sample` would warn of is in the message, and warned of below.
+            warnings.simplefilter("ignore", UserWarning)
+            draws = sample(
+                key_draws, together.sampler, most_draws, initial=together.initial, until=rule, effort="quick", progress=progress
+            )
+    tune = Bill(gradients=gradient.evaluations) + together.ledger.tune
+    endless = []
+    if draws.ending != "converged" and not together.settled:
+        from gensamp.targets.starts import endless_directions
+
+        endless = endless_directions(target, unflatten(target.template, together.initial))
+    notes = _notes(draws, together, num_chains, int((~near).sum()), gradient.evaluations // num_chains, endless)
+    if draws.ending != "converged":
+        warnings.warn("; ".join(filter(None, [draws.message, *notes[1:]])), stacklevel=2)
+    return dataclasses.replace(
+        draws, position=unflatten(target.template, draws.position), notes=notes, ledger=Ledger(tune=tune) + draws.ledger
+    )
+
+
+def _kernel(target: Target, step_size: Any, *, inverse_mass_matrix: Any) -> Sampler:
+    # blackjax is heavy, and who only looks at this module does not need it.
+    from gensamp.mcmc.dynamic_hamiltonian import dynamic_hmc
+
+    return dynamic_hmc(target, step_size, inverse_mass_matrix=inverse_mass_matrix, max_num_steps=MOST_LEAPFROGS)
+
+
+class _Gradient:
+    """Log density and gradient of positions [chain, d] by the start program of the sampler, which the run compiles anyway."""
+
+    def __init__(self, sampler, key, num_chains: int) -> None:
+        self.mesh = mesh(1)
+        self.key, self.sampler = put((key, sampler), self.mesh, P())
+        self.ids = put(np.arange(num_chains, dtype=np.uint32), self.mesh, P(AXIS))
+        self.dtype = jax.tree.leaves(sampler.step.args[1])[0].dtype
+        self.evaluations = 0
+
+    def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        at = put(np.asarray(positions, self.dtype), self.mesh, P(AXIS))
+        state = lanes.begin["quick"](self.sampler, None, self.key, self.ids, at, mesh=self.mesh)
+        self.evaluations += len(positions)
+        return np.asarray(state.logdensity), np.asarray(state.logdensity_grad)
+
+
+@dataclass(frozen=True, eq=False)
+class _OnEverything:
+    """An `Until` on flat positions and on the named quantities as well."""
+
+    until: Until
+    target: Target
+    program: Any
+
+    @property
+    def rhat(self):
+        return self.until.rhat
+
+    def __str__(self) -> str:
+        return str(self.until)
+
+    def next_look(self, num_draws: int) -> int:
+        return self.until.next_look(num_draws)
+
+    def met(self, position: np.ndarray) -> bool:
+        program = self.program.result()
+        if not self.until.met(position):
+            return False
+        if self.target.constrain is None:
+            return True
+        quantities = named(self.target, unflatten(self.target.template, position), program=program)
+        columns = [np.asarray(a, np.float64).reshape(*a.shape[:2], -1) for a in quantities.values()]
+        flat = np.concatenate([a for a in columns if a.shape[2]], axis=2)
+        return self.until.met(flat[:, :, np.ptp(flat, axis=(0, 1)) > 0])
+
+
+def _prepare(lowered):
+    """What takes long and needs no Python of ours: ArviZ's import and the compilation of `constrain`."""
+    program = None if lowered is None else lowered.compile()
+    import arviz_stats.base  # noqa: F401
+
+    return program
+
+
+def _notes(draws: Draws, together, num_chains: int, hopeless: int, fell: int, endless: list[str]) -> tuple[str, ...]:
+    """What was chosen and why, and what a person should know of the run; the first line is the choice."""
+    metric = "a dense" if together.inverse_mass_matrix.ndim == 2 else "a diagonal"
+    notes = [
+        f"HMC with jittered paths and {metric} metric, {num_chains} chains, step size {float(together.step_size):.3g}; "
+        f"starts let down in {fell} gradients per chain and thrown apart by twice the curvature's sd; warm-up together in "
+        f"{together.steps} steps, to an acceptance of {together.acceptance.mean():.2f}"
+    ]
+    if hopeless:
+        notes.append(
+            f"{hopeless} of {num_chains} starts ended over {HOPELESS:.0f} nats below the best and were moved there: if "
+            "those are modes, they have no weight unless they are very wide"
+        )
+    if not together.settled:
+        notes.append(f"the chains did not agree within {together.steps} steps of warm-up: the target may have modes far apart")
+    if endless:
+        notes.append(
+            f"the density does not fall off along {', '.join(endless[:5])}: the posterior looks improper; give "
+            "what it depends on proper priors"
+        )
+    share = float(np.mean(draws.info.diverged)) if np.size(draws.info.diverged) else 0.0
+    if share > DIVERGED:
+        notes.append(f"{100 * share:.1f} % of the steps diverged: the draws miss a narrow region; reparameterise the model")
+    accepted = np.asarray(draws.info.acceptance)
+    stuck = np.flatnonzero(accepted.mean(1) < STUCK).tolist() if accepted.size else []
+    if stuck:
+        notes.append(f"chains {stuck} are stuck; do not average over them before you know why")
+    return tuple(notes)

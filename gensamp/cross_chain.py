@@ -1,0 +1,153 @@
+"""Adaptation of many chains together: one step size and one metric, learned from all of them at once.
+
+Sixteen chains side by side cost a vector machine little more than four, and their pooled covariance knows in tens of steps what
+one chain learns in hundreds. So warm-up is a row of short rounds. A round runs every chain with a fixed kernel (by `sample`,
+so that all rounds, and the draws that follow, are one program), and after it, on the host:
+
+    step size   the acceptance a of HMC falls with its step as a = 2 Phi(-s), s proportional to eps^2 (Neal 2011, section
+                5.4.4; Beskos et al. 2013), which is solved for the eps of the acceptance that is wanted;
+    metric      becomes w C + (1 - w) metric, C the pooled covariance (or variances) of the round's N draws and
+                w = N / (N + 10 d) (10 for variances): a few draws refine what is known and do not replace it;
+    stragglers  a chain that accepts next to nothing while the others move starts again from one of them.
+
+Rounds grow until the chains agree: in every coordinate the means of the chains differ by no more than draws within the chains
+explain, and the acceptance is met with a metric that has seen enough draws. It is for starts that are spread wider than the
+target (`starts.py`); then agreement says something.
+
+Sources: Hoffman, Radul and Sountsov 2021 (adaptation across chains); Gelman and Rubin 1992 (the agreement).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.special import ndtri
+from tqdm.auto import tqdm
+
+from gensamp.core import Bill, Ledger, Sampler, Target, scalar
+
+__all__ = ["Together", "adapt_together"]
+
+FIRST_ROUND, GROWTH = 4, 1.4
+AGREEMENT = 1.2
+STUCK = 0.05
+WELL_SEEN = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Together:
+    """What the chains learned together.
+
+    sampler: made with the values below, on flat events. initial: positions [chain, d]. step_size: scalar. inverse_mass_matrix:
+    [d, d] or [d]. acceptance: [chain], mean over the last round. steps: of warm-up, per chain. settled: whether the chains
+    agreed in the end. moved: how often a stuck chain started again from another one. ledger: the bill, under `tune`.
+    """
+
+    sampler: Sampler
+    initial: np.ndarray
+    step_size: jax.Array
+    inverse_mass_matrix: jax.Array
+    acceptance: np.ndarray
+    steps: int
+    settled: bool
+    moved: int
+    ledger: Ledger
+
+
+def adapt_together(
+    key: jax.Array,
+    make: Callable[..., Sampler],
+    target: Target,
+    initial: np.ndarray,
+    *,
+    metric: np.ndarray,
+    step_size: float = 0.5,
+    target_acceptance: float = 0.8,
+    most_steps: int = 1000,
+    progress: bool | None = None,
+    **run: Any,
+) -> Together:
+    """Run rounds until the chains agree, or `most_steps` are spent.
+
+    Args:
+        key: a typed key.
+        make: (target, step_size, *, inverse_mass_matrix) -> Sampler without end.
+        target: on flat events [d].
+        initial: [chain, d], spread wider than the target.
+        metric: the covariance [d, d], or variances [d], to begin with.
+        step_size: where the search starts.
+        target_acceptance: mean acceptance to meet.
+        most_steps: steps of warm-up per chain, at most.
+        progress: show a bar; by default only in a terminal or a notebook.
+        run: further arguments of `sample`, such as mesh and effort.
+
+    Returns:
+        Together.
+    """
+    from gensamp.runner import sample, shown
+
+    eps, bill, spent, seen, moved = float(step_size), Bill(), 0, 0, 0
+    position, settled, length = initial, False, float(FIRST_ROUND)
+    bar = tqdm(total=most_steps, disable=not shown(progress), unit="step", desc="warm-up")
+    while True:
+        steps = int(min(length, most_steps - spent))
+        sampler = make(target, scalar(eps, target.template), inverse_mass_matrix=jnp.asarray(metric, initial.dtype))
+        draws = sample(jax.random.fold_in(key, spent), sampler, steps, initial=position, progress=False, **run)
+        bill += draws.ledger.tune + draws.ledger.sample
+        spent += steps
+        position, history = np.asarray(draws.position[:, -1]), np.asarray(draws.position, np.float64)
+        accepted = np.where(np.isfinite(draws.info.acceptance), draws.info.acceptance, 0).mean(1)
+        mean = float(accepted.mean())
+        bar.update(steps)
+        agree = _agree(history)
+        settled = agree and abs(mean - target_acceptance) < 0.1 and seen >= WELL_SEEN * _unknowns(metric)
+        if settled or spent >= most_steps:
+            break
+        stuck = (accepted < STUCK) & (np.median(accepted) > 0.5)
+        if stuck.any():
+            others = np.flatnonzero(~stuck)
+            position = position.copy()
+            position[stuck] = position[others[np.arange(stuck.sum()) % len(others)]]
+            moved += int(stuck.sum())
+            mean, history = float(accepted[~stuck].mean()), history[~stuck]
+        eps *= _correction(mean, target_acceptance)
+        # While the step size is still sought, long rounds would only repeat what short ones say.
+        length *= GROWTH if 0.4 < mean < 0.97 else 1.0
+        # Draws of chains that still fall, or that hardly move, would teach their distance and not the target's shape.
+        if mean > 0.5 and (agree or spent > most_steps // 10):
+            metric = _refined(metric, history)
+            seen += history.shape[0] * steps
+    bar.close()
+    return Together(
+        sampler=sampler, initial=position, step_size=scalar(eps, target.template),
+        inverse_mass_matrix=jnp.asarray(metric, initial.dtype), acceptance=accepted, steps=spent, settled=settled,
+        moved=moved, ledger=Ledger(tune=bill),
+    )  # fmt: skip
+
+
+def _correction(acceptance: float, wanted: float) -> float:
+    """The factor on the step size that takes one acceptance to another, within [1/5, 3]."""
+    acceptance = min(max(acceptance, 1e-6), 1 - 1e-6)
+    return float(np.clip(np.sqrt(ndtri(1 - wanted / 2) / ndtri(1 - acceptance / 2)), 0.2, 3.0))
+
+
+def _agree(history: np.ndarray) -> bool:
+    """Whether the R-hat of Gelman and Rubin is at most AGREEMENT in every coordinate of [chain, draw, d]."""
+    within = history.var(1, ddof=1).mean(0)
+    between = history.mean(1).var(0, ddof=1)
+    return bool((between <= (AGREEMENT**2 - 1) * within).all())
+
+
+def _unknowns(metric: np.ndarray) -> int:
+    """What decides how many draws a metric wants: its dimension for a covariance, 1 for variances, each of its own."""
+    return metric.shape[0] if metric.ndim == 2 else 1
+
+
+def _refined(metric: np.ndarray, history: np.ndarray) -> np.ndarray:
+    flat = history.reshape(-1, history.shape[-1])
+    weight = len(flat) / (len(flat) + WELL_SEEN * _unknowns(metric))
+    pooled = np.cov(flat, rowvar=False).reshape(metric.shape) if metric.ndim == 2 else flat.var(0, ddof=1)
+    return weight * pooled + (1 - weight) * metric

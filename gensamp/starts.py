@@ -1,0 +1,177 @@
+"""Where chains start: scattered, then let down to where the mass is, then pushed apart again.
+
+Scattered starts are often so far out that a chain spends its warm-up falling. Each chain is therefore let down from its own
+scattered start (L-BFGS; modes that the starts tell apart stay apart), the curvature at the best end gives a first covariance,
+and every chain is thrown off its end by twice that covariance's standard deviation: starts are overdispersed, and R-hat means
+something.
+
+The optimiser is SciPy's, one run per chain, all of them meeting at each evaluation, so that one call of a batched gradient
+serves them all. The curvature is the central difference of gradients, 2 d evaluations in batches. `evaluate` maps positions
+[chain, d] to (log density [chain], gradient [chain, d]) and is the start program of the sampler itself: nothing more compiles.
+
+Sources: Liu and Nocedal 1989 (L-BFGS); Zhang, Carpenter, Gelman and Vehtari 2022 (its path as a start for chains); Gelman and
+Rubin 1992 (overdispersed starts).
+"""
+
+import threading
+from queue import SimpleQueue
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+__all__ = ["curvature", "diagonal_curvature", "let_down", "overdispersed", "scattered"]
+
+
+@runtime_checkable
+class Evaluate(Protocol):
+    """Positions [chain, d] -> (log density [chain], gradient [chain, d]); dtype: that of the positions."""
+
+    dtype: np.dtype
+
+    def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+WALL = 1e30
+TRIES = 100
+
+
+def scattered(
+    evaluate: Evaluate, rng: np.random.Generator, num_chains: int, size: int, *, initial: np.ndarray | None = None
+) -> np.ndarray:
+    """Feasible starts [chain, d], Uniform(-2, 2) in every coordinate (Stan's), drawn again where the density is not finite.
+
+    Raises:
+        ValueError: a chain finds no feasible start, or the density is finite and its gradient is not.
+    """
+    positions = rng.uniform(-2, 2, (num_chains, size)) if initial is None else initial
+    for _ in range(TRIES):
+        value, gradient = evaluate(positions)
+        bad = ~(np.isfinite(value) & np.isfinite(gradient).all(1))
+        if not bad.any():
+            return positions
+        if initial is not None:
+            break
+        positions[bad] = rng.uniform(-2, 2, (int(bad.sum()), size))
+    if (np.isfinite(value) & bad).any():
+        which = np.flatnonzero(~np.isfinite(gradient[np.isfinite(value) & bad]).all(0)).tolist()
+        raise ValueError(
+            f"the log density is finite where chains start and its gradient is not, in coordinates {which}; look for a where, "
+            "sqrt, log or norm at 0 in it"
+        )
+    raise ValueError(
+        f"no feasible start for {int(bad.sum())} of {num_chains} chains"
+        + (f" in {TRIES} tries each" if initial is None else "")
+        + ": the log density is not finite; give initial= inside the support, or constraints= if it has bounds"
+    )
+
+
+def let_down(evaluate: Evaluate, positions: np.ndarray, *, most: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    """Each chain let down towards a mode of its own.
+
+    Args:
+        evaluate: [chain, d] -> (log density [chain], gradient [chain, d]).
+        positions: [chain, d].
+        most: evaluations per chain, at most.
+
+    Returns:
+        Positions [chain, d] and log densities [chain] at the ends.
+    """
+    from scipy.optimize import minimize
+
+    requests: SimpleQueue = SimpleQueue()
+    answers = [SimpleQueue() for _ in positions]
+    ends = np.array(positions, np.float64)
+    values = np.full(len(positions), -np.inf)
+
+    def descend(chain: int) -> None:
+        def objective(x):
+            requests.put((chain, x))
+            value, gradient = answers[chain].get()
+            if not (np.isfinite(value) and np.isfinite(gradient).all()):
+                return WALL, np.zeros_like(x)
+            if value > values[chain]:
+                ends[chain], values[chain] = x, value
+            return -value, -gradient
+
+        try:
+            minimize(objective, ends[chain].copy(), jac=True, method="L-BFGS-B", options={"maxfun": most, "ftol": 1e-6})
+        finally:
+            requests.put((chain, None))
+
+    threads = [threading.Thread(target=descend, args=(chain,), daemon=True) for chain in range(len(positions))]
+    for thread in threads:
+        thread.start()
+    asked = np.array(positions)
+    running = len(threads)
+    while running:
+        waiting = []
+        for _ in range(running):
+            chain, x = requests.get()
+            if x is None:
+                running -= 1
+            else:
+                asked[chain] = x
+                waiting.append(chain)
+        if waiting:
+            value, gradient = evaluate(asked)
+            for chain in waiting:
+                answers[chain].put((float(value[chain]), np.asarray(gradient[chain], np.float64)))
+    return ends, values
+
+
+def curvature(evaluate: Evaluate, position: np.ndarray, lanes: int) -> np.ndarray:
+    """The covariance [d, d] of the normal law that has the log density's curvature at `position` [d].
+
+    Directions in which it is not curved, or curved upwards, get variance 1.
+    """
+    size, dtype = len(position), evaluate.dtype
+    position = position.astype(dtype)
+    step = np.finfo(dtype).eps ** (1 / 3) * np.maximum(np.abs(position), 1e-2)
+    points = np.concatenate([position + np.diag(step), position - np.diag(step)]).astype(dtype)
+    padded = np.concatenate([points, np.repeat(points[-1:], -len(points) % lanes, 0)])
+    gradients = np.concatenate([np.asarray(evaluate(batch)[1], np.float64) for batch in padded.reshape(-1, lanes, size)])
+    difference = points[:size].diagonal().astype(np.float64) - points[size:].diagonal().astype(np.float64)
+    hessian = (gradients[:size] - gradients[size : 2 * size]) / difference[:, None]
+    hessian = (hessian + hessian.T) / 2
+    if not np.isfinite(hessian).all():
+        return np.eye(size)
+    # Scaled to a unit diagonal first: the eigenvalues of badly scaled matrices drown in rounding.
+    scale = 1 / np.sqrt(np.maximum(np.abs(np.diag(hessian)), 1e-12))
+    values, vectors = np.linalg.eigh(-hessian * scale[:, None] * scale)
+    flat = values < 1e-4
+    covariance = (vectors / np.where(flat, 1.0, values)) @ vectors.T
+    return covariance * scale[:, None] * scale
+
+
+def diagonal_curvature(evaluate: Evaluate, position: np.ndarray, probes: np.ndarray) -> np.ndarray:
+    """As `curvature`, its diagonal alone, for events too long for a matrix: variances [d].
+
+    The diagonal of the Hessian is the mean of v * (H v) over random signs v, `probes` [lanes, d] (Bekas, Kokiopoulou and Saad
+    2007): 2 evaluations for each probe, whatever d.
+    """
+    step = np.finfo(evaluate.dtype).eps ** (1 / 3) * max(float(np.abs(position).mean()), 1e-2)
+    ahead, behind = (np.asarray(evaluate(position + sign * step * probes)[1], np.float64) for sign in (1, -1))
+    hessian = (probes * (ahead - behind) / (2 * step)).mean(0)
+    return np.where(np.isfinite(hessian) & (hessian < -1e-4), -1 / np.minimum(hessian, -1e-4), 1.0)
+
+
+def overdispersed(
+    evaluate: Evaluate, ends: np.ndarray, covariance: np.ndarray, noise: np.ndarray, *, times: float = 2.0
+) -> np.ndarray:
+    """Every end [chain, d] thrown off by `times` standard deviations of `covariance` ([d, d], or variances [d]).
+
+    Under a normal law that costs times^2 d / 2 nats on average. A throw that costs ten times as much, or that leaves the
+    support, says that the curvature misleads there: it is halved until it does not.
+
+    noise: standard normal [chain, d].
+    """
+    away = times * (noise @ np.linalg.cholesky(covariance).T if covariance.ndim == 2 else noise * np.sqrt(covariance))
+    floor = evaluate(ends)[0] - 5 * times**2 * ends.shape[1]
+    for _ in range(20):
+        value, gradient = evaluate(ends + away)
+        bad = ~(np.isfinite(gradient).all(1) & (value >= floor))
+        if not bad.any():
+            return ends + away
+        away[bad] /= 2
+    away[bad] = 0
+    return ends + away
