@@ -9,9 +9,9 @@ For every chain the running average of x_i^2 over its draws has the error
 
 of which the worst coordinate's is taken, and of that the median over chains, draw by draw. What counts is the number of
 gradients per chain after which this median stays below 0.01, and its spread over seeds. Tuning is excluded, as in the figures
-published with MAMS (Robnik, Cohn-Gordon and Seljak 2025, benchmark repository), which stand beside. Step size and metric come from `tune`
-with its defaults; nothing is set for a target. Gradients are those of Info, which a short run with an instrumented density is
-held against. The harder reading, the median of the chains' own last times above 0.01, is printed as well.
+published with MAMS (Robnik, Cohn-Gordon and Seljak 2025, benchmark repository), which stand beside. Step size and metric come
+from `tune` with its defaults; nothing is set for a target. Gradients are those of Info, which a short run with an instrumented
+density is held against. The harder reading, the median of the chains' own last times above 0.01, is printed as well.
 """
 
 import argparse

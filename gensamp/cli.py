@@ -40,8 +40,9 @@ def _parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", help="run samplers on targets and judge them alike")
     compare.add_argument("targets", nargs="+", metavar="TARGET", help="names as `gensamp list` shows them")
     compare.add_argument(
-        "--with", dest="samplers", metavar="NAMES", help="samplers, separated by commas; all that apply by default"
-    )
+        "--with", dest="samplers", metavar="NAMES",
+        help="samplers, separated by commas, or all; by default the families' best known that apply",
+    )  # fmt: skip
     compare.add_argument(
         "--budget", choices=["tiny", "small", "full"], default="small", help="how much to spend (small by default)"
     )
@@ -65,7 +66,7 @@ def _checked(options) -> tuple[list, list[str] | None]:
     named = [targets.make(name) for name in dict.fromkeys(options.targets)]
     if options.samplers is None:
         return named, None
-    entries = [registry.find(name.strip()) for name in options.samplers.split(",") if name.strip()]
+    entries = registry.choose([name.strip() for name in options.samplers.split(",") if name.strip()])
     for target in named:
         if not any(entry.applicable(target) for entry in entries):
             raise ValueError(
@@ -88,8 +89,11 @@ def _list() -> int:
 
     rows = [[name, _what(targets.make(name))] for name in targets.names()]
     sys.stdout.write(tabulate(rows, ["target", "known by"]) + "\n\n")
-    samplers = [[entry.name, entry.half, entry.title, ", ".join(entry.needs)] for entry in registry.entries()]
-    sys.stdout.write(tabulate(samplers, ["sampler", "half", "what it is", "needs"]) + "\n")
+    samplers = [
+        [entry.name, entry.half, entry.title, ", ".join(entry.needs), "yes" if entry.default else ""]
+        for entry in registry.entries()
+    ]
+    sys.stdout.write(tabulate(samplers, ["sampler", "half", "what it is", "needs", "compared by default"]) + "\n")
     return 0
 
 

@@ -93,7 +93,8 @@ def test_independent_draws_compile_to_no_collective():
     info, _, _ = lanes.lane_shapes(sampler, None, states)
     totals = jax.tree.map(lambda a: parallel.put(np.zeros((16, *a.shape), a.dtype), mesh, P(parallel.AXIS)), info)
     hlo = (
-        lanes.advance_finite["full"].lower(sampler, None, key, ids, states, totals, np.int32(0), np.int32(3), mesh=mesh)
+        lanes.advance_finite["full"]
+        .lower(sampler, None, key, ids, states, totals, np.int32(0), np.int32(3), mesh=mesh)
         .compile()
         .as_text()
     )

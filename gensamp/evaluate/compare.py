@@ -59,8 +59,9 @@ def compare(
         key: a typed key; a row depends on it and on the row's name only.
         target: any Target. Data without held-out events are split: four fifths to learn from, the rest to judge by. A
             density without exact or reference draws is judged by a long NUTS run, and the report says so.
-        samplers: None for all registered ones that apply; names of registered ones; or a dict from names to Samplers, Models
-            or functions (target) -> Sampler | Model. Chains of yours are run as they are, after a warm-up; Models are fitted.
+        samplers: None for the registered ones that are compared by default and apply; names of registered ones, or "all"; or a
+            dict from names to Samplers, Models or functions (target) -> Sampler | Model. Chains of yours are run as they are,
+            after a warm-up; Models are fitted.
         budget: "tiny", "small", "full", or a Budget.
         progress: a bar over the rows; by default only in a terminal or a notebook.
 
@@ -113,8 +114,7 @@ def _candidates(samplers, target, budget) -> tuple[list[_Candidate], dict[str, s
     if isinstance(samplers, Mapping):
         chosen = [_of_yours(name, made, target, budget) for name, made in samplers.items()]
     else:
-        names = None if samplers is None else [samplers] if isinstance(samplers, str) else list(samplers)
-        asked = registry.entries() if names is None else [registry.find(name) for name in names]
+        asked = registry.choose(samplers)
         skipped = {entry.name: entry.reason(target) for entry in asked if not entry.applicable(target)}
         chosen = [_of_registry(entry, target, budget) for entry in asked if entry.applicable(target)]
     if not chosen:

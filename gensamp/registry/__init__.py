@@ -6,13 +6,14 @@ itself on import, and what an entry makes is imported when it is made. A sampler
 """
 
 import difflib
+from collections.abc import Iterable
 
-from gensamp.registry import annealing, chains, learned
+from gensamp.registry import annealing, chains, dynamics, learned, proposals
 from gensamp.registry.entry import BUDGETS, Entry, FitOptions
 
-__all__ = ["BUDGETS", "Entry", "FitOptions", "entries", "find"]
+__all__ = ["BUDGETS", "Entry", "FitOptions", "choose", "entries", "find"]
 
-ENTRIES = (*chains.ENTRIES, *annealing.ENTRIES, *learned.ENTRIES)
+ENTRIES = (*chains.ENTRIES, *dynamics.ENTRIES, *proposals.ENTRIES, *annealing.ENTRIES, *learned.ENTRIES)
 
 
 def entries() -> tuple[Entry, ...]:
@@ -32,3 +33,15 @@ def find(name: str) -> Entry:
     nearest = difflib.get_close_matches(name.lower().replace("-", "_"), names, n=1, cutoff=0.3)
     hint = f"did you mean '{nearest[0]}'? " if nearest else ""
     raise ValueError(f"no sampler is called '{name}'; {hint}there are {', '.join(names)}")
+
+
+def choose(names: str | Iterable[str] | None) -> list[Entry]:
+    """The entries of these names; None for those that are compared by default, "all" for every one.
+
+    Raises:
+        ValueError: there is no entry of a name; the message names the nearest one.
+    """
+    if names is None:
+        return [entry for entry in ENTRIES if entry.default]
+    names = [names] if isinstance(names, str) else list(names)
+    return list(ENTRIES) if names == ["all"] else [find(name) for name in names]

@@ -43,8 +43,8 @@ def _build_nuts(target, budget):
 
 
 ENTRIES = (
-    Entry("ula", "Langevin, unadjusted", "mcmc", "sampler", _build_ula),
-    Entry("mala", "Langevin, adjusted", "mcmc", "sampler", _build_mala, kernel=_mala, target_acceptance=0.574),
-    Entry("hmc", "Hamiltonian", "mcmc", "sampler", _build_hmc, kernel=_hmc),
-    Entry("nuts", "No-U-turn", "mcmc", "sampler", _build_nuts, kernel=_nuts),
+    Entry("ula", "Langevin, unadjusted", "mcmc", "sampler", _build_ula, default=True),
+    Entry("mala", "Langevin, adjusted", "mcmc", "sampler", _build_mala, kernel=_mala, target_acceptance=0.574, default=True),
+    Entry("hmc", "Hamiltonian", "mcmc", "sampler", _build_hmc, kernel=_hmc, default=True),
+    Entry("nuts", "No-U-turn", "mcmc", "sampler", _build_nuts, kernel=_nuts, default=True),
 )

@@ -35,7 +35,8 @@ class Entry:
     name: as on the command line. title: for tables and plots. half: whose it is. makes: what `make` returns.
     needs: fields of the target it cannot do without; "events" is data or exact draws to learn from. kernel: for samplers whose
     step size and metric are tuned, the factory (target, step_size, *, inverse_mass_matrix) -> Sampler that `tune` takes, and
-    target_acceptance what it is tuned to.
+    target_acceptance what it is tuned to. default: whether `compare` takes it when no names are given: the families' best
+    known, so that a first comparison takes minutes.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Entry:
     needs: tuple[str, ...] = ("log_density",)
     kernel: Callable[..., Sampler] | None = field(default=None, repr=False)
     target_acceptance: float = 0.8
+    default: bool = False
     training: Mapping[str, FitOptions] | None = field(default=None, repr=False, compare=False)
 
     @property

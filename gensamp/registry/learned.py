@@ -108,14 +108,26 @@ _DENOISING = {
 ENTRIES = (
     Entry(
         "score_langevin", "Annealed Langevin, learned scores", "hybrid", "model", _build_score_langevin,
-        needs=("events",), training=_DENOISING,
+        needs=("events",), training=_DENOISING, default=True,
     ),
-    Entry("inverse_transform", "Inverse transform", "pushforward", "sampler", _build_inverse_transform, needs=("quantile",)),
+    Entry(
+        "inverse_transform", "Inverse transform", "pushforward", "sampler", _build_inverse_transform, needs=("quantile",),
+        default=True,
+    ),
     Entry(
         "realnvp", "RealNVP, likelihood", "pushforward", "model", _build_realnvp, needs=("events",), training=_LIKELIHOOD,
+        default=True,
     ),
-    Entry("realnvp_reverse_kl", "RealNVP, reverse KL", "pushforward", "model", _build_realnvp_reverse_kl, training=_LIKELIHOOD),
-    Entry("vae", "Gaussian VAE", "pushforward", "model", _build_vae, needs=("events",), training=_LIKELIHOOD),
-    Entry("ddpm", "Diffusion, ancestral", "pushforward", "model", _build_ddpm, needs=("events",), training=_DENOISING),
-    Entry("ddim", "Diffusion, DDIM", "pushforward", "model", _build_ddim, needs=("events",), training=_DENOISING),
+    Entry(
+        "realnvp_reverse_kl", "RealNVP, reverse KL", "pushforward", "model", _build_realnvp_reverse_kl, training=_LIKELIHOOD,
+        default=True,
+    ),
+    Entry("vae", "Gaussian VAE", "pushforward", "model", _build_vae, needs=("events",), training=_LIKELIHOOD, default=True),
+    Entry(
+        "ddpm", "Diffusion, ancestral", "pushforward", "model", _build_ddpm, needs=("events",), training=_DENOISING,
+        default=True,
+    ),
+    Entry(
+        "ddim", "Diffusion, DDIM", "pushforward", "model", _build_ddim, needs=("events",), training=_DENOISING, default=True,
+    ),
 )  # fmt: skip

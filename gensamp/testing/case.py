@@ -71,7 +71,11 @@ class Case:
             if self.target is not None:
                 density, score = self.target.log_density, self.target.score
             functions = {"log_density": density, "score": score, "networks": self.networks}
-            self._ran["counted"] = instrument(self.sampler, self.tally, **functions)
+            sampler, found = instrument(self.sampler, self.tally, **functions)
+            if self.target is not None and self.target.minibatch_log_density is not None:
+                sampler, more = instrument(sampler, self.tally, log_density=self.target.minibatch_log_density)
+                found += more
+            self._ran["counted"] = sampler, found
         return self._ran["counted"]
 
     def alone(self, num_steps=None):

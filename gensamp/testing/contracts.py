@@ -66,7 +66,8 @@ def check_sampler(
     Args:
         sampler: any Sampler. Run under `jax.enable_x64` with a float64 sampler to check it in double precision.
         template: one event; positions must then have its shapes and dtypes.
-        target: its log_density and score are counted while the sampler runs. networks: `apply` functions to count likewise.
+        target: its log_density, score and minibatch_log_density are counted while the sampler runs. networks: `apply` functions
+            to count likewise.
         remake: builds the sampler again, perhaps with other numbers: it must be the same program.
         contracts: which to check; see the module's docstring. skip: which to leave out (adaptation counts its steps: "index").
         key: a typed key. rtol: relative tolerance between differently compiled programs.

@@ -3,7 +3,8 @@
 A sampler holds its target's functions as `Partial`s among the arguments of its own. `instrument` swaps each of them for a
 counting one with the same value. A log density called for its value is one density; differentiated (which also gives the
 value) it is one gradient, told apart by a custom derivative rule. Counts arrive by `jax.debug.callback`, once per call at run
-time whatever loop it stands in: for tests only, since a library has no business calling the host from compiled code.
+time whatever loop it stands in, and mapped over the walkers or particles of a population once for each of them: for tests only,
+since a library has no business calling the host from compiled code.
 """
 
 from collections import Counter
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from gensamp.core import PyTree, Static, bind
@@ -24,7 +26,9 @@ class Tally:
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
 
-    def add(self, kind: str) -> None:
+    def add(self, kind: str, mark: Any = None) -> None:
+        """One evaluation of this kind; what `mark` holds does not matter."""
+        del mark
         self._counts[kind] += 1
 
     def take(self) -> dict[str, int]:
@@ -73,8 +77,14 @@ def instrument(tree: PyTree, tally: Tally, *, log_density: Any = None, score: An
 
 def _counted(counter, function, *arguments):
     tally, kind = counter.value
-    jax.debug.callback(tally.add, kind)
+    jax.debug.callback(tally.add, kind, _mark(arguments))
     return function(*arguments)
+
+
+def _mark(arguments):
+    """A number that is batched where the arguments are: without one, `vmap` calls back once for the whole batch."""
+    floats = [a for a in jax.tree.leaves(arguments) if jnp.issubdtype(jnp.result_type(a), jnp.floating)]
+    return sum(jax.lax.stop_gradient(jnp.ravel(a)[:0].sum()) for a in floats)
 
 
 def _counted_density(counter, function, *arguments):
@@ -90,7 +100,7 @@ def _value(counter, function, arguments):
 def _value_and_gradient(primals, tangents):
     counter, function, arguments = primals
     tally, _ = counter.value
-    jax.debug.callback(tally.add, "gradients")
+    jax.debug.callback(tally.add, "gradients", _mark(arguments))
     _, *moved = tangents
     return jax.jvp(_call, (function, arguments), tuple(moved))
 

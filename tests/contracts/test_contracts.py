@@ -23,6 +23,11 @@ def _log_density(scale, x):
     return -0.5 * jnp.sum((x / scale) ** 2)
 
 
+def _minibatch_log_density(scale, centre, x, batch):
+    """The density again, with an error that is zero on average over the data."""
+    return -0.5 * jnp.sum((x / scale) ** 2) + jnp.sum(x * (batch.mean(0) - centre))
+
+
 def _exact(scale, key):
     return scale * jax.random.normal(key, scale.shape, scale.dtype)
 
@@ -32,12 +37,13 @@ def _quantile(scale, u):
 
 
 def everything(shape, dtype) -> Target:
-    """A Gaussian that has all that any sampler may ask for: a density, exact draws, data and a quantile function."""
+    """A Gaussian with all that any sampler may ask for: a density, also of batches, exact draws, data, a quantile function."""
     scale = jnp.linspace(1.0, 2.0, int(jnp.prod(jnp.asarray(shape)))).reshape(shape).astype(dtype)
     data = jax.vmap(partial(_exact, scale))(jax.random.split(jax.random.key(7), 64))
     return Target.from_log_density(
         bind(_log_density, scale), jax.ShapeDtypeStruct(shape, dtype), name="everything", exact=bind(_exact, scale),
         data=data, truth=Truth(quantile=bind(_quantile, scale)),
+        minibatch_log_density=bind(_minibatch_log_density, scale, data.mean(0)),
     )  # fmt: skip
 
 
