@@ -13,6 +13,7 @@ that never agreed, an improper posterior. It sees a density and its shapes, neve
 """
 
 import dataclasses
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from gensamp import lanes
+from gensamp.clock import compile_clock
 from gensamp.core import Bill, Ledger, PyTree, Sampler, Target, check_key, require
 from gensamp.cross_chain import STUCK, adapt_together
 from gensamp.flat import flat_target, flatten, unflatten
@@ -84,19 +86,21 @@ def auto(
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key_starts)).tolist())
     with ThreadPoolExecutor(1) as aside:
         program = aside.submit(_prepare, None if target.constrain is None else lower_constrain(target))
-        gradient = _Gradient(
-            _kernel(flat, 0.5, inverse_mass_matrix=np.eye(size) if dense else np.ones(size)), key_starts, num_chains
-        )
-        begun = scattered(gradient, rng, num_chains, size, initial=initial)
-        ends, heights = let_down(gradient, begun)
-        near = heights >= heights.max() - HOPELESS
-        ends = ends[np.flatnonzero(near)[np.arange(num_chains) % near.sum()]]
-        best = ends[heights[near].argmax()]
-        if dense:
-            metric = curvature(gradient, best, num_chains)
-        else:
-            metric = diagonal_curvature(gradient, best, rng.choice([-1.0, 1.0], ends.shape))
-        start = overdispersed(gradient, ends, metric, rng.standard_normal(ends.shape)).astype(flat.template.dtype)
+        identity = np.eye(size) if dense else np.ones(size)
+        gradient = _Gradient(_kernel(flat, 0.5, inverse_mass_matrix=identity), key_starts, num_chains)
+        began = time.perf_counter()
+        with compile_clock() as clock:
+            begun = scattered(gradient, rng, num_chains, size, initial=initial)
+            ends, heights = let_down(gradient, begun)
+            near = heights >= heights.max() - HOPELESS
+            ends = ends[np.flatnonzero(near)[np.arange(num_chains) % near.sum()]]
+            best = ends[heights[near].argmax()]
+            if dense:
+                metric = curvature(gradient, best, num_chains)
+            else:
+                metric = diagonal_curvature(gradient, best, rng.choice([-1.0, 1.0], ends.shape))
+            start = overdispersed(gradient, ends, metric, rng.standard_normal(ends.shape)).astype(flat.template.dtype)
+        descent = Bill(gradient.evaluations, wall_seconds=time.perf_counter() - began, compile_seconds=clock.seconds)
         together = adapt_together(key_warmup, _kernel, flat, start, metric=metric, effort="quick", progress=progress)
         rule = _OnEverything(until, target, program)
         with warnings.catch_warnings():
@@ -105,7 +109,7 @@ def auto(
             draws = sample(
                 key_draws, together.sampler, most_draws, initial=together.initial, until=rule, effort="quick", progress=progress
             )
-    tune = Bill(gradients=gradient.evaluations) + together.ledger.tune
+    tune = descent + together.ledger.tune
     endless = []
     if draws.ending != "converged" and not together.settled:
         from gensamp.targets.starts import endless_directions

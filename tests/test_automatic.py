@@ -154,22 +154,29 @@ POSTERIORS = (
     "hudson_lynx_hare-lotka_volterra", "kidiq-kidscore_interaction", "low_dim_gauss_mix-low_dim_gauss_mix", "nes2000-nes",
     "sblrc-blr",
 )  # fmt: skip
-FAST = ("eight_schools-eight_schools_noncentered", "garch-garch11", "kidiq-kidscore_interaction")
+FAST = {
+    ("eight_schools-eight_schools_noncentered", False), ("garch-garch11", False), ("kidiq-kidscore_interaction", False),
+    ("kidiq-kidscore_interaction", True),
+}  # fmt: skip
 
 
 @pytest.mark.skipif(
     not os.path.isdir(os.path.join(os.environ.get("GENSAMP_DATA", ""), "posteriordb", "draws")),
     reason="the posteriors of posteriordb are not in GENSAMP_DATA",
 )
-@pytest.mark.parametrize("double", [False, True], ids=["float32", "float64"])
-@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in POSTERIORS])
+@pytest.mark.parametrize(
+    ("name", "double"),
+    [
+        pytest.param(n, x, id=f"{n}-{'float64' if x else 'float32'}", marks=() if (n, x) in FAST else pytest.mark.slow)
+        for n in POSTERIORS
+        for x in (False, True)
+    ],
+)
 def test_posteriors_agree_with_the_reference_draws(name, double):
     """ESS of every mean at least 5,000; bias of means and quantiles at most 0.05 posterior sd; |z| at most 4.
 
     At an ESS of 5,000 the error of a 10 % quantile alone is 0.024 sd, and the reference's 0.017: longer runs are compared.
     """
-    if double and name in FAST[:2]:
-        pytest.skip("one posterior in float64 is enough for the fast tier: see kidiq")
     with jax.enable_x64(double), warnings.catch_warnings():
         warnings.simplefilter("error")
         target = gs.targets.posteriordb(name, reference=False)

@@ -17,6 +17,7 @@ from gensamp.mcmc.generalised_hamiltonian import ghmc
 from gensamp.mcmc.hamiltonian import hmc, nuts
 from gensamp.mcmc.importance import ais
 from gensamp.mcmc.langevin import mala, ula
+from gensamp.mcmc.level_schedule import tune_levels
 from gensamp.mcmc.malt import malt
 from gensamp.mcmc.microcanonical import mams, mclmc
 from gensamp.mcmc.nested import nested
@@ -33,5 +34,5 @@ __all__ = [
     "adaptive_smc", "ais", "annealed_langevin", "barker", "communication_barrier", "dynamic_hmc", "elliptical_slice",
     "ghmc", "hit_and_run", "hmc", "independence", "mala", "malt", "mams", "mclmc", "nested", "normal_base", "nuts",
     "parallel_tempering", "polynomial_decay", "random_walk", "round_trips", "scaled_step_sizes", "sghmc", "sgld",
-    "slice_sampling", "smc", "stretch", "tune_schedule", "ula", "underdamped", "waste_free_smc",
+    "slice_sampling", "smc", "stretch", "tune_levels", "tune_schedule", "ula", "underdamped", "waste_free_smc",
 ]  # fmt: skip

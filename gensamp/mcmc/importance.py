@@ -5,7 +5,7 @@ Along levels 0 < t_1 < ... < t_L = 1 an event is weighed at where it stands, and
     x_0 ~ base,    w = prod_i p_{t_i}(x_{i-1}) / p_{t_{i-1}}(x_{i-1}),    x_i ~ K_i(x_{i-1}, .),
 
 with base for p_{t_0} and K_i a kernel that leaves p_{t_i} invariant. Then E[w f(x_L)] = Z E_target[f], whatever the kernels and
-however badly they mix (Neal 2001, equations 4-11). Taking the ratio after the move is the common mistake, and biased: x_i is
+however badly they mix (Neal 2001). Taking the ratio after the move is the common mistake, and biased: x_i is
 already drawn towards p_{t_i}.
 
 Row two of the table: finite, made by hand, the last state is a weighted draw.

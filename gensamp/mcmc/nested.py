@@ -3,13 +3,14 @@
 With L = p / prior the likelihood and X(l) the prior mass of {L > l}, Z = integral of L dX over X in (0, 1). From n live points
 drawn from the prior, again and again
 
-    delete     the k points of least likelihood; each is a dead point in a shell of mass X_{i-1} / (m + 1), m = n, n - 1, ...
-               the points then alive, and what is left is X_i = X_{i-1} m / (m + 1)
+    delete     the k points of least likelihood: each is a dead point that carries the n-th part of X, the mass that the live
+               points share, and X is multiplied by 1 - k / n
     replace    each by a surviving point that `num_inner_steps` slice moves have taken elsewhere in {L > l}, l the likelihood of
                the last one deleted
 
-and at the end the live points share what is left of X (Skilling 2006). That shells take the mean of X_i / X_{i-1}, a Beta(m, 1)
-variable, and not the exponential of its mean logarithm, makes the estimate of Z unbiased (Walter 2017). The spread of
+and at the end the live points share what is left of X (Skilling 2006). These masses, and not the shells between the mean values
+of X with the likelihood at their inner edge, make the estimate of Z unbiased (Walter 2017; Salomone, South, Johansen, Drovandi
+and Kroese 2018, for whom it is an SMC sampler): with the other choice it is too large by a share of order H / n. The spread of
 log Z is about sqrt(H / n), H the information of the posterior over the prior.
 
 The moves are blackjax's nested slice sampling (Yallup, Kroupa and Handley 2026): hit-and-run along directions with the live
@@ -83,8 +84,8 @@ def nested(
         target: needs `log_density`, unnormalised: log likelihood + log prior.
         prior: with exact draws and a normalised density (or a truth that states its log normaliser), on the same events.
         num_live: n. Static.
-        max_points: rows of the population, dead and live points together: about n (H + 3 sqrt(H) + 3) for a posterior that holds
-            H nats more than the prior. Static. Where they do not suffice the run ends early and `diverged` is set.
+        max_points: rows of the population, dead and live points together: about n (H + 3 sqrt(H) + 3) for a posterior that
+            holds H nats more than the prior. Static. Where they do not suffice the run ends early and `diverged` is set.
         num_delete: k, points replaced side by side; None is a tenth of n. Static.
         num_inner_steps: slice moves per new point; None is the larger of 5 and twice the dimension. Static.
         remaining: the run ends when the live points hold less than this share of the evidence. A leaf.
@@ -157,10 +158,8 @@ def _step(density, remaining, fixed, key, state, index):
         shells.NSState(jax.vmap(make)(state.live)), state.position, empty, empty, jnp.int32(0), zero, zero - jnp.inf,
         jnp.int32(num_live), zero,
     )  # fmt: skip
-    alive = num_live - jnp.arange(num_delete, dtype=dtype)
-    # log X_{i-1} - log(m + 1) and log X_i, of the points deleted in one round.
-    shrunk = jnp.cumsum(jnp.log(alive / (alive + 1)))
-    shell = jnp.concatenate([jnp.zeros((1,), dtype), shrunk[:-1]]) - jnp.log(alive + 1)
+    shell = -jnp.log(jnp.asarray(num_live, dtype))
+    shrunk = jnp.log1p(jnp.asarray(-num_delete / num_live, dtype))
 
     def log_z_live(run: Run):
         return _log_mean(run.live.particles.loglikelihood) + run.log_mass_left
@@ -177,7 +176,7 @@ def _step(density, remaining, fixed, key, state, index):
         live, info = kernel(jax.random.fold_in(key, run.dead), run.live)
         died = info.particles
         rows = run.dead + jnp.arange(num_delete, dtype=jnp.int32)
-        log_mass = run.log_mass_left + shell
+        log_mass = jnp.broadcast_to(run.log_mass_left + shell, rows.shape)
         moves = info.update_info
         # Two ends of the bracket, the steps out, and the points tried.
         spent = 2 * moves.num_shrink.size + moves.num_expansions.sum() + moves.num_shrink.sum()
@@ -187,7 +186,7 @@ def _step(density, remaining, fixed, key, state, index):
             log_likelihood=run.log_likelihood.at[rows].set(died.loglikelihood),
             log_mass=run.log_mass.at[rows].set(log_mass),
             dead=run.dead + num_delete,
-            log_mass_left=run.log_mass_left + shrunk[-1],
+            log_mass_left=run.log_mass_left + shrunk,
             log_z=jnp.logaddexp(run.log_z, jax.nn.logsumexp(log_mass + died.loglikelihood)),
             densities=run.densities + spent.astype(jnp.int32),
             accepted=run.accepted + moves.is_accepted.mean(dtype=dtype) * num_delete,
@@ -197,7 +196,7 @@ def _step(density, remaining, fixed, key, state, index):
     rows = end.dead + jnp.arange(num_live, dtype=jnp.int32)
     live = end.live.particles
     log_likelihood = end.log_likelihood.at[rows].set(live.loglikelihood)
-    log_mass = end.log_mass.at[rows].set(end.log_mass_left - jnp.log(jnp.asarray(num_live, dtype)))
+    log_mass = end.log_mass.at[rows].set(end.log_mass_left + shell)
     position = jax.tree.map(lambda a, b: a.at[rows].set(b), end.position, live.position)
     weight = jnp.where(log_mass > -jnp.inf, log_likelihood + log_mass, -jnp.inf)
     left = log_z_live(end)

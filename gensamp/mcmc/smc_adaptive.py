@@ -5,7 +5,7 @@ From level t, at weights W^n that sum to 1, the next level s is as far as the po
     CESS(s) = N (sum W^n u^n)^2 / sum W^n (u^n)^2 = target_ess * N,    u^n = p_s(x^n) / p_t(x^n),
 
 found by bisection (Jasra, Stephens, Doucet and Tsagaris 2011; the conditional form, which also counts right between two
-resamplings, is Zhou, Johansen and Aston 2016, equation 11), or 1 where even that is near enough. Then it weighs, resamples and
+resamplings, is that of Zhou, Johansen and Aston 2016), or 1 where even that is near enough. Then it weighs, resamples and
 moves as `smc` does. The metric is the weighted variance of the particles. The step size follows the acceptance of the level
 before, log eps' = log eps + (acceptance - target), with a spread over the particles, so that a region narrower than the rest is
 moved in too (spreading tuning parameters over particles: Fearnhead and Taylor 2013; Buchholz, Chopin and Jacob 2021).

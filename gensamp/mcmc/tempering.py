@@ -85,7 +85,7 @@ def parallel_tempering(
     Raises:
         ValueError: levels do not rise from 0 to 1, or as for `ais`.
 
-    Source: Geyer 1991; Syed et al. 2022, algorithm 1.
+    Source: Geyer 1991; Syed et al. 2022.
     """
     by = "parallel_tempering"
     template = path.base.template

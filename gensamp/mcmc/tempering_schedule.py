@@ -4,19 +4,18 @@ With r_i the rejection rate of the swap between levels i - 1 and i, the barrier 
 
     Lambda(t_k) = r_1 + ... + r_k,    Lambda = Lambda(1)
 
-to second order in the spacing, whatever the levels (Syed et al. 2022, equations 17-19). It belongs to the path, not to the
-schedule. Levels with equal increments of Lambda have equal rejection rates and the highest round trip rate of the
-non-reversible scheme,
+to second order in the spacing, whatever the levels (Syed, Bouchard-Cote, Deligiannidis and Doucet 2022). It belongs to the
+path, not to the schedule. Levels with equal increments of Lambda have equal rejection rates, and the highest round trip rate
+of the non-reversible scheme,
 
     tau = 1 / (2 + 2 sum_i r_i / (1 - r_i)),    which tends to 1 / (2 + 2 Lambda) from below
 
-as replicas are added (their theorem 3 and corollary 2).
-
-`tune_schedule` iterates: run, estimate Lambda(t) by monotone interpolation, place the levels anew, twice as long each round
-(their algorithm 4). Step sizes and metrics per level start from a small adaptive SMC run along the same path, which also gives
-the first levels, and step sizes follow each replica's acceptance from round to round.
+as replicas are added. `tune_schedule` iterates, as they do: run, estimate Lambda(t) by monotone interpolation, place the levels
+anew, each round twice as long as the last. Step sizes and metrics per level start from `tune_levels`, which also gives the
+first levels, and step sizes follow each replica's acceptance from round to round.
 """
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -28,14 +27,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from gensamp.clock import compile_clock
-from gensamp.core import Bill, Path, PyTree, begin, check_key, draw
+from gensamp.core import Bill, Path, PyTree, begin, check_key
 from gensamp.mcmc.hamiltonian import hmc
-from gensamp.mcmc.smc_adaptive import adaptive_smc
+from gensamp.mcmc.level_schedule import tune_levels
 from gensamp.mcmc.tempering import parallel_tempering, round_trips
 
 __all__ = ["Barrier", "TunedSchedule", "communication_barrier", "tune_schedule"]
 
-PILOT, PILOT_ESS = 512, 0.9
 STEPS = 50
 # A rejection rate of 1 would say nothing about where the barrier lies within the pair.
 MOST = 0.999
@@ -121,7 +119,7 @@ def communication_barrier(levels: Any, rejections: Any) -> Barrier:
     Raises:
         ValueError: shapes do not fit, or rates outside [0, 1].
 
-    Source: Syed et al. 2022, equation 31.
+    Source: Syed et al. 2022.
     """
     levels, rates = np.asarray(levels, float), np.asarray(rejections, float)
     rates = rates.reshape(-1, rates.shape[-1]).mean(0) if rates.ndim else rates
@@ -152,7 +150,8 @@ def tune_schedule(
     Args:
         key: a typed key.
         path: as for `parallel_tempering`.
-        num_replicas: static; None takes twice the pilot's barrier (Syed et al. 2022, section 5.3), at least 4.
+        num_replicas: static; None takes twice the pilot's barrier and one, at least 4 (Syed et al. 2022 on how many replicas to
+            run where all of them share one device).
         kernel, kernel_options, num_moves: as they will be used.
         num_rounds: rounds of 50, 100, 200, ... steps; the rates reported are the last one's.
         target_acceptance: of the moves of each replica.
@@ -199,31 +198,15 @@ def tune_schedule(
 
 
 def _pilot(key, path, num_replicas, moves, adapt_metric):
-    """Levels [replica], log step sizes and log metrics (or None) there, and the bill, from a small adaptive SMC run."""
-    sampler = adaptive_smc(
-        path, num_particles=PILOT, target_ess=PILOT_ESS, report=True, metric="diagonal" if adapt_metric else "none", **moves
-    )
-    info = jax.device_get(_draw(key, sampler).info)
-    if info.diverged:
-        raise ValueError(
-            "tune_schedule found no way along the path: the pilot lost all its particles or ran out of levels; use a wider "
-            "base, or check that the target's density is finite where the base draws"
-        )
-    number = int(info.extra["num_levels"])
-    # Each level of the pilot is the same stretch of the barrier: log p_s / p_t is close to normal there, with a variance of
-    # -log(ess), and a swap across it is rejected with probability erf(sqrt(variance) / 2).
-    stretch = math.erf(math.sqrt(-math.log(PILOT_ESS)) / 2)
-    num_replicas = max(4, math.ceil(2 * stretch * number) + 1) if num_replicas is None else num_replicas
-    found = {name: np.asarray(value)[:number] for name, value in info.extra.items() if name != "num_levels"}
-    wanted = np.linspace(0, number, num_replicas)
-    levels = np.interp(wanted, np.arange(number + 1), np.concatenate([[0.0], found["levels"]]))
-    log_steps = np.interp(wanted, np.arange(1, number + 1), np.log(found["step_sizes"]))
-    metrics = None
-    if adapt_metric:
-        metrics = np.stack(
-            [np.interp(wanted, np.arange(1, number + 1), np.log(c)) for c in found["inverse_mass_matrices"].T], 1
-        )
-    return levels, log_steps, metrics, Bill(int(info.gradients), int(info.densities), int(info.forwards))
+    """Levels [replica], log step sizes, log metrics (or None) and the bill, from `tune_levels`."""
+    found = tune_levels(key, path, num_levels=num_replicas, from_base=True, adapt_metric=adapt_metric, **moves)
+    levels, log_steps = found.levels, np.log(found.step_sizes)
+    metrics = None if found.inverse_mass_matrices is None else np.log(found.inverse_mass_matrices)
+    if num_replicas is None:
+        rows = np.linspace(0, len(levels) - 1, max(4, math.ceil(2 * found.barrier) + 1))
+        levels, log_steps, metrics = (_between(rows, np.arange(len(levels)), a) for a in (levels, log_steps, metrics))
+    # The seconds are counted by the caller's clock.
+    return levels, log_steps, metrics, dataclasses.replace(found.bill, wall_seconds=0.0, compile_seconds=0.0)
 
 
 def _run(key, sampler, state, num_steps: int):
@@ -246,7 +229,6 @@ def _advance(key, sampler, state, first):
 
 
 _begin = jax.jit(begin)
-_draw = jax.jit(draw)
 
 
 def _between(wanted, levels, values):

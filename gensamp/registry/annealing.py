@@ -86,9 +86,9 @@ def _build_nested(target, budget):
 
 ENTRIES: tuple[Entry, ...] = (
     Entry("ais", "Annealed importance sampling", "mcmc", "sampler", _build_ais),
-    Entry("smc", "Sequential Monte Carlo", "mcmc", "sampler", _build_smc),
-    Entry("adaptive_smc", "Adaptive SMC", "mcmc", "sampler", _build_adaptive_smc),
-    Entry("waste_free_smc", "Waste-free SMC", "mcmc", "sampler", _build_waste_free_smc),
-    Entry("parallel_tempering", "Parallel tempering", "mcmc", "sampler", _build_parallel_tempering),
-    Entry("nested", "Nested sampling", "mcmc", "sampler", _build_nested),
+    Entry("smc", "Sequential Monte Carlo", "mcmc", "sampler", _build_smc, compile_budget=6),
+    Entry("adaptive_smc", "Adaptive SMC", "mcmc", "sampler", _build_adaptive_smc, compile_budget=9),
+    Entry("waste_free_smc", "Waste-free SMC", "mcmc", "sampler", _build_waste_free_smc, compile_budget=9),
+    Entry("parallel_tempering", "Parallel tempering", "mcmc", "sampler", _build_parallel_tempering, compile_budget=6),
+    Entry("nested", "Nested sampling", "mcmc", "sampler", _build_nested, compile_budget=12),
 )

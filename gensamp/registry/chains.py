@@ -46,5 +46,5 @@ ENTRIES = (
     Entry("ula", "Langevin, unadjusted", "mcmc", "sampler", _build_ula, default=True),
     Entry("mala", "Langevin, adjusted", "mcmc", "sampler", _build_mala, kernel=_mala, target_acceptance=0.574, default=True),
     Entry("hmc", "Hamiltonian", "mcmc", "sampler", _build_hmc, kernel=_hmc, default=True),
-    Entry("nuts", "No-U-turn", "mcmc", "sampler", _build_nuts, kernel=_nuts, default=True),
+    Entry("nuts", "No-U-turn", "mcmc", "sampler", _build_nuts, kernel=_nuts, default=True, compile_budget=5),
 )

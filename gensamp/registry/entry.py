@@ -36,7 +36,7 @@ class Entry:
     needs: fields of the target it cannot do without; "events" is data or exact draws to learn from. kernel: for samplers whose
     step size and metric are tuned, the factory (target, step_size, *, inverse_mass_matrix) -> Sampler that `tune` takes, and
     target_acceptance what it is tuned to. default: whether `compare` takes it when no names are given: the families' best
-    known, so that a first comparison takes minutes.
+    known, so that a first comparison takes minutes. compile_budget: what compiling a step may cost, in compilations of MALA's.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Entry:
     kernel: Callable[..., Sampler] | None = field(default=None, repr=False)
     target_acceptance: float = 0.8
     default: bool = False
+    compile_budget: float = 3.0
     training: Mapping[str, FitOptions] | None = field(default=None, repr=False, compare=False)
 
     @property

@@ -89,10 +89,10 @@ ENTRIES = (
         "random_walk", "Random walk", "mcmc", "sampler", _build_random_walk, kernel=_random_walk, target_acceptance=0.234,
     ),
     Entry("independence", "Independence chain, wide Gaussian", "mcmc", "sampler", _build_independence),
-    Entry("slice", "Slice, along the axes", "mcmc", "sampler", _build_slice),
+    Entry("slice", "Slice, along the axes", "mcmc", "sampler", _build_slice, compile_budget=4),
     Entry("hit_and_run", "Slice, random directions", "mcmc", "sampler", _build_hit_and_run),
     Entry("elliptical_slice", "Elliptical slice, wide Gaussian", "mcmc", "sampler", _build_elliptical_slice),
-    Entry("stretch", "Ensemble, stretch move", "mcmc", "sampler", _build_stretch),
+    Entry("stretch", "Ensemble, stretch move", "mcmc", "sampler", _build_stretch, compile_budget=4),
     Entry("sgld", "Langevin on minibatches", "mcmc", "sampler", _build_sgld, needs=("minibatch_log_density", "data")),
     Entry("sghmc", "Hamiltonian on minibatches", "mcmc", "sampler", _build_sghmc, needs=("minibatch_log_density", "data")),
 )  # fmt: skip

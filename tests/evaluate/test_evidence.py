@@ -102,7 +102,8 @@ def test_the_thermodynamic_integral_converges_in_the_levels():
         ratios, truth = gaussian_replicas(rng, steps=20_000, levels=np.linspace(0, 1, number))
         found = thermodynamic(ratios)
         gaps.append(abs(found.value - truth))
-    assert gaps[0] > 4 * gaps[1] and gaps[2] < 4 * found.error < 0.01
+        assert gaps[-1] < found.error
+    assert gaps[0] > 4 * gaps[1] and gaps[2] < 0.005
 
 
 def test_one_chain_is_cut_into_blocks_and_the_base_may_be_unnormalised():
@@ -120,7 +121,7 @@ def test_replicas_of_parallel_tempering():
     draws = gs.sample(jax.random.key(0), sampler, 2000, num_chains=4, warmup=50)
     for estimate in (stepping_stone, bridge, thermodynamic):
         found = estimate(draws.info.extra["log_ratios"])
-        assert abs(found.value - 7 - 0.5 * math.log(2 * math.pi)) < 4 * found.error + 0.02 < 0.1
+        assert abs(found.value - 7 - 0.5 * math.log(2 * math.pi)) < 4 * found.error < 0.4
 
 
 @pytest.mark.parametrize(

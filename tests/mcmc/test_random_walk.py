@@ -73,6 +73,7 @@ class TestRandomWalk:
         moves = jnp.diff(chain(jax.random.key(0), sampler, 20_000).position, axis=0)
         np.testing.assert_allclose(jnp.cov(moves.T), 0.25 * metric, rtol=0.05)
 
+    @pytest.mark.slow
     def test_tune_finds_its_step_size(self, target):
         # Efficiency is flat between these (Roberts and Rosenthal 2001, section 4).
         tuned = gs.tune(

@@ -79,6 +79,7 @@ def test_along_random_directions_it_is_blackjax(target):
     follow(gs.mcmc.hit_and_run(target), theirs, jnp.array([0.5, -1.0, 0.2]), 2)
 
 
+@pytest.mark.slow
 def test_directions_are_those_of_the_metric(target):
     """In whitened coordinates the metric is the identity."""
     metric = jnp.array([[1.0, 0.5, 0.0], [0.5, 2.0, -0.3], [0.0, -0.3, 0.5]])
@@ -102,6 +103,7 @@ class TestBothKinds:
         assert bool((draws.info.densities >= 3).all()) and draws.info.gradients.tolist() == [0, 0, 0]
         assert draws.info.acceptance.tolist() == [1.0, 1.0, 1.0]
 
+    @pytest.mark.slow
     def test_the_width_changes_the_cost_and_not_the_state(self, make, target):
         narrow, wide = (chain(jax.random.key(0), make(target, width), 200).info.densities for width in (0.05, 2.5))
         assert float(narrow.mean()) > 2 * float(wide.mean())

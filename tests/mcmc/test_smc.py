@@ -128,6 +128,36 @@ class TestAdaptive:
         assert abs(log_z(drawn.log_weight) - 2) < 0.4
 
 
+class TestTuneLevels:
+    @pytest.fixture(scope="class")
+    def tuned(self):
+        return gs.mcmc.tune_levels(jax.random.key(0), PATH, kernel=gs.mcmc.mala)
+
+    def test_levels_step_sizes_and_metrics(self, tuned):
+        assert tuned.levels[-1] == 1 and (np.diff(tuned.levels) > 0).all() and tuned.levels[0] > 0
+        assert tuned.step_sizes.shape == tuned.levels.shape and tuned.inverse_mass_matrices.shape == (len(tuned.levels), 2)
+        # The last law is N(1, I), the first nearly the base, of variance 4.
+        np.testing.assert_allclose(tuned.inverse_mass_matrices[-1], 1, atol=0.3)
+        assert (tuned.inverse_mass_matrices[0] > 1.5).all()
+
+    def test_a_finer_schedule_lies_between(self, tuned):
+        fine = gs.mcmc.tune_levels(
+            jax.random.key(0), PATH, kernel=gs.mcmc.mala, num_levels=3 * len(tuned.levels) + 1, from_base=True
+        )
+        assert fine.levels[0] == 0
+        np.testing.assert_allclose(fine.levels[3::3], tuned.levels)
+        draws = gs.sample(jax.random.key(1), gs.mcmc.ais(PATH, kernel=gs.mcmc.mala, **fine.arguments), 400)
+        assert abs(log_z(draws.log_weight) - 2) < 0.2
+
+    def test_the_bill_is_that_of_the_pilot(self, tuned):
+        assert tuned.bill.gradients == 512 * len(tuned.levels) * 2
+        assert tuned.bill.wall_seconds >= tuned.bill.compile_seconds >= 0
+
+    def test_what_cannot_be_is_refused(self):
+        with pytest.raises(ValueError, match="num_levels 1; expected an integer of at least 2"):
+            gs.mcmc.tune_levels(jax.random.key(0), PATH, num_levels=1, from_base=True)
+
+
 def _rows(extra):
     return {name: value for name, value in extra.items() if name != "num_levels"}
 

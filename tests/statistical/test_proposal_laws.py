@@ -60,10 +60,13 @@ class TestRandomWalk:
     def test_banana(self, banana):
         assert_passes(run(gs.mcmc.random_walk(banana, 1.0), 15_000), banana)
 
+    @pytest.mark.slow
+    def test_the_ends_of_short_chains(self, gaussian):
+        assert_passes(ends(gs.mcmc.random_walk(gaussian, 1.7, inverse_mass_matrix=METRIC), 500, 60), gaussian)
+
     def test_accepting_everything_fails(self, gaussian, monkeypatch):
         # It has no law to settle into, so its chains never agree: judged are the ends of many short ones.
         sampler = gs.mcmc.random_walk(gaussian, 1.7, inverse_mass_matrix=METRIC)
-        assert_passes(ends(sampler, 500, 60), gaussian)
         intact = importlib.import_module("gensamp.mcmc.random_walk")._ADDITIVE
 
         def indifferent(key, state, log_density, move):
@@ -84,6 +87,7 @@ class TestIndependence:
     def test_correlated_gaussian(self, gaussian, flow):
         assert_passes(run(gs.mcmc.independence(gaussian, flow), 3000), gaussian)
 
+    @pytest.mark.slow
     def test_banana(self, banana, flow):
         assert_passes(run(gs.mcmc.independence(banana, flow), 4000), banana)
 
@@ -102,7 +106,7 @@ class TestSlice:
 
     @pytest.mark.slow
     def test_a_short_interval_that_cannot_grow_keeps_the_law(self, gaussian):
-        assert_passes(run(gs.mcmc.slice_sampling(gaussian, 1.0, max_expansions=2), 2000), gaussian)
+        assert_passes(run(gs.mcmc.slice_sampling(gaussian, 1.0, max_expansions=2), 5000), gaussian)
 
     def test_taking_the_first_point_of_the_interval_fails(self, gaussian, monkeypatch):
         twin = broken(monkeypatch, gs.mcmc.slice_sampling(gaussian, 2.0), "_shrink", first_point, "blackjax.mcmc.slice")
@@ -116,6 +120,7 @@ def first_point(key, slice_fn, level, accept_fn, left, right, current_state, max
 
 
 class TestHitAndRun:
+    @pytest.mark.slow
     def test_correlated_gaussian(self, gaussian):
         assert_passes(run(gs.mcmc.hit_and_run(gaussian, inverse_mass_matrix=METRIC), 2500), gaussian)
 
@@ -137,7 +142,8 @@ class TestEllipticalSlice:
 
     @pytest.mark.slow
     def test_banana(self, banana):
-        assert_passes(run(gs.mcmc.elliptical_slice(banana, self.mean, jnp.array([2.0, 3.0])), 4000), banana)
+        # Wide enough for the banana's long side, or chains stick there: with variances (2, 3) some 4 % of the keys fail.
+        assert_passes(run(gs.mcmc.elliptical_slice(banana, self.mean, jnp.array([3.0, 12.0])), 4000), banana)
 
     def test_counting_the_gaussian_twice_fails(self, gaussian, monkeypatch):
         sampler = gs.mcmc.elliptical_slice(gaussian, self.mean, self.wide)
@@ -255,6 +261,7 @@ class TestMinibatches:
         positions = run(self.sgld(self.target(data, log_batch_unscaled, checked=False)), 5000)
         assert_fails(positions, self.law(data, self.sgld_variance(data, 2e-4 * self.noise_variance)))
 
+    @pytest.mark.slow
     def test_sgld_with_half_the_noise_fails(self, data, monkeypatch):
         def quiet(key, position, score, step_size, metric):
             """sqrt(eps) in place of sqrt(2 eps): half the step along twice the score."""
