@@ -23,8 +23,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-import gensamp as gs
-from gensamp import registry
+from gensamp import registry, targets
+from gensamp.adapt import tune
+from gensamp.runner import sample
 from gensamp.testing.counting import Tally, instrument
 
 PUBLISHED = {
@@ -54,13 +55,13 @@ def gradients_needed(key, name, target, num_chains):
     """Gradients per chain after which the median of b^2 stays below GOOD; the same of each chain, [chain]; and `counted`."""
     entry = registry.find(name)
     key_tune, key_run = jax.random.split(key)
-    tuned = gs.tune(key_tune, entry.kernel, target, target_acceptance=entry.target_acceptance, num_chains=8, progress=False)
+    tuned = tune(key_tune, entry.kernel, target, target_acceptance=entry.target_acceptance, num_chains=8, progress=False)
     rows = np.arange(num_chains) % 8
     initial = jax.tree.map(lambda a: a[rows], tuned.initial)
     value, variance = (np.concatenate([np.ravel(a) for a in jax.tree.leaves(tree)]) for tree in target.truth.second_moment)
     draws = 2_000
     while True:
-        out = gs.sample(key_run, tuned.sampler, draws, initial=initial, progress=False)
+        out = sample(key_run, tuned.sampler, draws, initial=initial, progress=False)
         error = np.zeros((num_chains, draws))
         for i, squares in enumerate(_columns(out.position)):
             running = np.cumsum(np.square(squares, dtype=np.float64), axis=1) / np.arange(1, draws + 1)
@@ -87,7 +88,7 @@ def _last_above(error):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="How many gradients until a chain knows the second moments?")
     parser.add_argument("--targets", nargs="*", default=list(PUBLISHED))
     parser.add_argument("--samplers", nargs="*", default=["nuts", "mams", "dynamic_hmc", "malt"])
     parser.add_argument("--chains", type=int, default=128)
@@ -96,7 +97,7 @@ def main():
     options = parser.parse_args()
     results = {}
     for target_name in options.targets:
-        target = gs.targets.make(target_name)
+        target = targets.make(target_name)
         print(f"\n{target_name}: gradients until b^2 stays below {GOOD}, median over {options.chains} chains", flush=True)
         for name in options.samplers:
             runs = [gradients_needed(jax.random.key(seed), name, target, options.chains) for seed in range(options.seeds)]

@@ -73,12 +73,14 @@ def worst_z(name, named):
 def run_gensamp(name, seed, warmup, draws):
     import jax
 
-    import gensamp as gs
+    from gensamp import Target
+    from gensamp.automatic import auto
+    from gensamp.quantities import named
 
     model, arguments = model_of(name)
-    target = gs.Target.from_numpyro(model, *arguments)
-    out = gs.auto(jax.random.key(seed), target, progress=False)
-    return gs.named(target, out.position)
+    target = Target.from_numpyro(model, *arguments)
+    out = auto(jax.random.key(seed), target, progress=False)
+    return named(target, out.position)
 
 
 def run_numpyro(method):
@@ -113,7 +115,8 @@ def run_blackjax(name, seed, warmup, draws):
 
     def one(key, position):
         key_warmup, key_draws = jax.random.split(key)
-        adapted = blackjax.window_adaptation(blackjax.nuts, log_density).run(key_warmup, position, warmup)[0]
+        adaptation = blackjax.window_adaptation(blackjax.nuts, log_density)
+        adapted = adaptation.run(key_warmup, position, warmup)[0]  # pyright: ignore[reportCallIssue]
         step = blackjax.nuts(log_density, **adapted.parameters).step
 
         def body(state, key):
@@ -128,10 +131,10 @@ def run_blackjax(name, seed, warmup, draws):
 
 def run_nutpie(name, seed, warmup, draws):
     import jax
-    import nutpie
+    import nutpie  # pyright: ignore[reportMissingImports]
     from jax.flatten_util import ravel_pytree
     from numpyro.infer.util import initialize_model
-    from nutpie.compiled_pyfunc import from_pyfunc
+    from nutpie.compiled_pyfunc import from_pyfunc  # pyright: ignore[reportMissingImports]
 
     model, arguments = model_of(name)
     info = initialize_model(jax.random.PRNGKey(seed), model, model_args=arguments)
@@ -216,7 +219,7 @@ def settings_of(contestant, name):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="How long from starting Python to draws one may trust?")
     parser.add_argument("--posteriors", nargs="*")
     parser.add_argument("--contestants", nargs="*", default=list(CONTESTANTS))
     parser.add_argument("--repeats", type=int, default=5)
