@@ -48,7 +48,7 @@ class Entry:
     kernel: Callable[..., Sampler] | None = field(default=None, repr=False)
     target_acceptance: float = 0.8
     default: bool = False
-    compile_budget: float = 3.0
+    compile_budget: float | int = 3
     training: Mapping[str, FitOptions] | None = field(default=None, repr=False, compare=False)
 
     @property
