@@ -10,7 +10,7 @@ import time
 import jax
 import jax.numpy as jnp
 import pytest
-from test_contracts import everything
+from contracts.test_contracts import everything
 
 from gensamp import registry
 
