@@ -62,7 +62,8 @@ def ais(
         levels: [L] times that rise to 1. More levels, not longer moves, are what narrows the weights. Leaves.
         step_sizes: [L], or one number for all levels. Leaves.
         kernel: (target, step_size, **options) -> Sampler without end, such as `mala`, `hmc`, `random_walk`; a module-level
-            function, made anew at each level.
+            function, made anew at each level. A fixed number of leapfrog steps may lead back to where it began at some level
+            (see `hamiltonian`): fewer of them, or `dynamic_hmc`, then mix better.
         kernel_options: further arguments of the kernel: arrays are leaves, anything else is static.
         inverse_mass_matrices: [d] or [d, d] over the flattened event, alone or one per level [L, ...]; None leaves the
             kernel's own.
@@ -109,7 +110,7 @@ def _step(mover: Mover, levels, step_sizes, metrics, num_moves, key, state, inde
     here = value_at(mover.log_density, state.measured, t, state.position)
     change = log_ratio(here, state.log_density)
     metric = None if metrics is None else metrics[index]
-    position, _, info = mover(t, step_sizes[index], metric, key, state.position, num_moves.value)
+    position, _, info = mover(t, step_sizes[index], metric, key, state.position, num_moves.value, index)
     measured = measure(mover.log_density, position)
     log_density = value_at(mover.log_density, measured, t, position)
     cost = densities_per_point(mover.log_density)

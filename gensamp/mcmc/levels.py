@@ -50,8 +50,8 @@ class Mover(NamedTuple):
             options["inverse_mass_matrix"] = metric
         return self.kernel.value(target, step_size, **options)
 
-    def __call__(self, t, step_size, metric, key, position, num_moves: int) -> tuple[PyTree, PyTree, Info]:
-        """`num_moves` moves at level t.
+    def __call__(self, t, step_size, metric, key, position, num_moves: int, round: Any) -> tuple[PyTree, PyTree, Info]:
+        """`num_moves` moves at level t, in the `round`-th call along the path: kernels may vary their moves with the index.
 
         Returns:
             (the last position, all positions [num_moves, ...], Info summed over the moves and the init, acceptance averaged).
@@ -63,7 +63,7 @@ class Mover(NamedTuple):
 
         def body(carry, index):
             state, total = carry
-            state, info = sampler.step(jax.random.fold_in(key, index + 1), state, index)
+            state, info = sampler.step(jax.random.fold_in(key, index + 1), state, round * num_moves + index)
             return (state, add_info(total, info)), sampler.position(state)
 
         (state, total), visited = jax.lax.scan(body, (state, blank), jnp.arange(num_moves, dtype=jnp.int32))

@@ -163,22 +163,22 @@ def log_mean(log_weight: jax.Array) -> jax.Array:
     return jax.nn.logsumexp(log_weight) - jnp.log(jnp.asarray(log_weight.size, log_weight.dtype))
 
 
-def moved(mover: Mover, t, metric, key: jax.Array, position: PyTree, step_sizes: jax.Array, num_moves: int) -> tuple:
+def moved(mover: Mover, t, metric, key, position: PyTree, step_sizes: jax.Array, num_moves: int, round: Any) -> tuple:
     """Every particle after `num_moves` moves with its own step size [N], and the Info of all."""
 
     def move(key, position, step_size):
-        position, _, info = mover(t, step_size, metric, key, position, num_moves)
+        position, _, info = mover(t, step_size, metric, key, position, num_moves, round)
         return position, info
 
     position, info = jax.vmap(move)(jax.random.split(key, step_sizes.size), position, step_sizes)
     return position, _populated(info)
 
 
-def chains(mover: Mover, t, metric, key: jax.Array, first: PyTree, step_sizes: jax.Array, length: int) -> tuple:
+def chains(mover: Mover, t, metric, key, first: PyTree, step_sizes: jax.Array, length: int, round: Any) -> tuple:
     """All states [M * length, ...] of chains from M ancestors, each with its own step size [M], and the Info of all."""
 
     def chain(key, first, step_size):
-        _, visited, info = mover(t, step_size, metric, key, first, length - 1)
+        _, visited, info = mover(t, step_size, metric, key, first, length - 1, round)
         return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, visited), info
 
     position, info = jax.vmap(chain)(jax.random.split(key, step_sizes.size), first, step_sizes)
@@ -252,7 +252,7 @@ def _step(mover: Mover, levels, step_sizes, metrics, scheme, num_moves, threshol
     position = jax.tree.map(lambda a: a[chosen], state.position)
 
     sizes = jnp.broadcast_to(step_sizes[index], (number,))
-    position, info = moved(mover, t, metric, key_moves, position, sizes, num_moves.value)
+    position, info = moved(mover, t, metric, key_moves, position, sizes, num_moves.value, index)
     return stand(mover, t, position, log_weight), add_info(info, _own_cost(mover, log_weight))
 
 
@@ -263,7 +263,7 @@ def _waste_free_step(mover: Mover, levels, step_sizes, metrics, scheme, num_ance
     first = ancestors(scheme, key_ancestors, log_weight, num_ancestors.value)
     first = jax.tree.map(lambda a: a[first], state.position)
     sizes = jnp.broadcast_to(step_sizes[index], (num_ancestors.value,))
-    position, info = chains(mover, t, metric, key_moves, first, sizes, log_weight.size // num_ancestors.value)
+    position, info = chains(mover, t, metric, key_moves, first, sizes, log_weight.size // num_ancestors.value, index)
     log_weight = jnp.broadcast_to(log_mean(log_weight), log_weight.shape)
     return stand(mover, t, position, log_weight), add_info(info, _own_cost(mover, log_weight))
 

@@ -193,9 +193,9 @@ def _level(mover, numbers, scheme, moves, key, progress: Progress) -> Progress:
     rank = (jax.random.permutation(key_spread, chosen.size) + 0.5).astype(log_weight.dtype) / chosen.size
     step_sizes = jnp.exp(progress.log_step + (2 * rank - 1) * jnp.log(numbers["spread"]))
     if num_ancestors is None:
-        position, info = moved(mover, t, matrix, key_moves, first, step_sizes, num_moves)
+        position, info = moved(mover, t, matrix, key_moves, first, step_sizes, num_moves, progress.level)
     else:
-        position, info = chains(mover, t, matrix, key_moves, first, step_sizes, number // num_ancestors)
+        position, info = chains(mover, t, matrix, key_moves, first, step_sizes, number // num_ancestors, progress.level)
     row = {"levels": t, "step_sizes": jnp.exp(progress.log_step), "acceptances": info.acceptance.astype(t.dtype)}
     row |= {} if matrix is None else {"inverse_mass_matrices": matrix}
     history = {name: rows.at[progress.level].set(row.get(name, 1)) for name, rows in progress.history.items()}

@@ -141,7 +141,7 @@ def _step(mover: Mover, exact, levels, step_sizes, metrics, fixed, key, state, i
     num_moves, in_turn, afresh, report = fixed.value
     key_moves, key_base, key_turn, key_swaps = jax.random.split(key, 4)
     rule = (mover, exact if afresh else None, levels, step_sizes, metrics, num_moves)
-    position, info = _explore(*rule, key_moves, key_base, state.position)
+    position, info = _explore(*rule, key_moves, key_base, state.position, index)
     log_ratios = _log_ratios(mover, levels, position)
     # A pair of which one density is not finite does not exchange.
     sums = log_ratios.sum(1)
@@ -173,12 +173,12 @@ def exchanged(swapped: jax.Array) -> jax.Array:
     return jnp.arange(up.size, dtype=jnp.int32) + up - down
 
 
-def _explore(mover, exact, levels, step_sizes, metrics, num_moves, key, key_base, position) -> tuple[PyTree, Info]:
+def _explore(mover, exact, levels, step_sizes, metrics, num_moves, key, key_base, position, index) -> tuple[PyTree, Info]:
     """Every replica moved, and the Info [replica] of those that a kernel moved."""
     first = 0 if exact is None else 1
 
     def move(t, step_size, metric, key, position):
-        position, _, info = mover(t, step_size, metric, key, position, num_moves)
+        position, _, info = mover(t, step_size, metric, key, position, num_moves, index)
         return position, info
 
     keys = jax.random.split(key, levels.size - first)

@@ -94,7 +94,7 @@ class TestAis:
 def weigh_after_the_move(mover, levels, step_sizes, metrics, num_moves, key, state, index):
     """`importance._step` with one line changed: the ratio is taken where the event has moved to."""
     t = levels[index]
-    position, _, info = mover(t, step_sizes[index], None, key, state.position, num_moves.value)
+    position, _, info = mover(t, step_sizes[index], None, key, state.position, num_moves.value, index)
     before = jnp.where(index == 0, BASE.log_density(position), mover.log_density(levels[index - 1], position))
     change = along.log_ratio(mover.log_density(t, position), before)
     measured = along.measure(mover.log_density, position)
