@@ -28,8 +28,10 @@ def sweeps(target, step_size):
 
 
 class Case(NamedTuple):
-    """scale: of the base. log_z: the truth. kernel: arguments that choose the moves; smooth: whether they take a metric. particles,
-    repeats: of SMC, and its moves per level. refine: levels of AIS per level of its pilot. steps: of each tempered chain.
+    """scale: of the base. log_z: the truth. kernel: arguments that choose the moves; smooth: whether they take a metric.
+
+    particles, repeats: of SMC, and its moves per level. refine: levels of AIS per level of its pilot. steps: of each
+    tempered chain.
     """
 
     make: Any
