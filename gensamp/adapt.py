@@ -8,7 +8,9 @@ runner runs it like everything else. Two stages, one program:
    size, doubling slow windows at whose ends the metric becomes the regularised covariance of the window (Welford), a last fast
    window.
 2. The metrics of healthy chains are averaged; with the average fixed, every chain adapts its step size again; the result is
-   their geometric mean. (A metric from one chain is noisy, and one that differs per chain is no single sampler.)
+   their geometric mean. (A metric from one chain is noisy, and one that differs per chain is no single sampler.) While more
+   than one in a thousand of these steps diverges, the step is too long for somewhere the chains go, whatever their mean
+   acceptance says: the stage is run again for an acceptance half as far from one, three times at most.
 
 The step size follows dual averaging (Nesterov 2009; Hoffman and Gelman 2014, section 3.2): log eps moves so that the average
 acceptance meets its target. Schedule, dual averaging and covariance are blackjax's.
@@ -34,6 +36,8 @@ __all__ = ["AdaptState", "Tuned", "adaptation", "tune"]
 # A chain that moves in a smaller share of its steps is stuck. (Its acceptance does not tell: the step size shrinks until a
 # proposal rounds to where the chain stands, and that is accepted.)
 STUCK = 0.05
+# Divergences count once dual averaging has tried out steps that are far too long.
+DIVERGED, TRIALS, MOST_RAISES = 0.001, 30, 3
 # Dual averaging divides the sum of t errors by t + STABILISER (t_0 of Hoffman and Gelman).
 STABILISER = 10
 
@@ -43,7 +47,8 @@ class Tuned:
     """What `tune` found.
 
     sampler: made with the values below. initial: positions [chain, ...] for `sample(initial=)`. ledger: its bill, under `tune`.
-    step_size: scalar. inverse_mass_matrix: [d] or [d, d] over the flattened event. acceptance: [chain], near the end of tuning.
+    step_size: scalar. inverse_mass_matrix: [d] or [d, d] over the flattened event. acceptance: [chain], near the end of tuning;
+    above the one that was asked for where steps diverged.
     """
 
     sampler: Sampler
@@ -56,7 +61,7 @@ class Tuned:
 
 class AdaptState(NamedTuple):
     """inner: the sampler's own state. step, metric: blackjax's adaptation states. step_size, inverse_mass_matrix: in use now.
-    moves: steps since the last restart that changed the position.
+    moves, divergences: steps since the last restart that changed the position, and (after TRIALS) that diverged.
     """
 
     inner: Any
@@ -65,6 +70,7 @@ class AdaptState(NamedTuple):
     step_size: Any
     inverse_mass_matrix: Any
     moves: Any
+    divergences: Any
 
 
 def tune(
@@ -89,8 +95,8 @@ def tune(
             on neither step size nor metric. Pass the same function object again and nothing recompiles.
         target: what to draw from.
         num_chains: chains that adapt side by side; 4 by default, or as `initial` says.
-        num_steps: steps of stage 1 per chain; stage 2 adds a quarter as many.
-        target_acceptance: mean acceptance to meet. 0.8 suits NUTS and HMC; for MALA 0.574 is best (Roberts and Rosenthal 1998),
+        num_steps: steps of stage 1 per chain; stage 2 adds a quarter as many (up to four times that where steps diverge).
+        target_acceptance: mean acceptance to meet, or more where steps diverge. 0.8 suits NUTS and HMC; for MALA 0.574 is best (Roberts and Rosenthal 1998),
             for HMC with a well-chosen length 0.65 (Beskos et al. 2013).
         metric: "diagonal" variances or a "dense" covariance.
         step_size: where the search starts.
@@ -134,17 +140,24 @@ def tune(
     rows = np.where(finite, np.arange(num_chains), np.flatnonzero(healthy)[0])
     start["position"] = jax.tree.map(lambda a: a[rows], last["position"])
 
-    fixed = adaptation(make, target, schedule=np.zeros_like(schedule), **settings)
-    two = sample(second, fixed, 1, warmup=max(num_steps // 4, 50) - 1, initial=start, **run)
-    last = _last(two)
-    healthy = _healthy(last)
+    bill, raises = one.ledger.tune + one.ledger.sample, 0
+    while True:
+        fixed = adaptation(make, target, schedule=np.zeros_like(schedule), **settings)
+        two = sample(jax.random.fold_in(second, raises), fixed, 1, warmup=max(num_steps // 4, 50) - 1, initial=start, **run)
+        bill += two.ledger.tune + two.ledger.sample
+        last = _last(two)
+        healthy = _healthy(last)
+        if last["diverged"][healthy].mean() <= DIVERGED or raises == MOST_RAISES:
+            break
+        raises += 1
+        settings["target_acceptance"] = (1 + settings["target_acceptance"]) / 2
+        start = last
     size = scalar(np.exp(np.log(last["step_size"][healthy]).mean()), target.template)
     inverse_mass_matrix = jnp.asarray(pooled["inverse_mass_matrix"])
-    bills = [ledger.tune + ledger.sample for ledger in (one.ledger, two.ledger)]
     return Tuned(
         sampler=make(target, size, inverse_mass_matrix=inverse_mass_matrix),
         initial=last["position"],
-        ledger=Ledger(tune=bills[0] + bills[1]),
+        ledger=Ledger(tune=bill),
         step_size=size,
         inverse_mass_matrix=inverse_mass_matrix,
         acceptance=last["acceptance"],
@@ -169,7 +182,7 @@ def adaptation(
 
     Returns:
         A Sampler whose position is a dict: position (like one event), step_size [], inverse_mass_matrix [d] or [d, d],
-            acceptance [] and moved [] (means since the last restart). The step size shown is the averaged one, the one to use.
+            acceptance [], moved [] and diverged [] (means since the last restart). The step size shown is the averaged one, the one to use.
             Its evaluations per step are the inner sampler's.
     """
     # Name, data and truth do not enter the program, so they must not key its compilation.
@@ -191,7 +204,7 @@ def _start(start, step_size, inverse_mass_matrix, key):
     zero = jnp.zeros_like(step_size)
     return {
         "position": start(key), "step_size": step_size, "inverse_mass_matrix": inverse_mass_matrix,
-        "acceptance": zero, "moved": zero,
+        "acceptance": zero, "moved": zero, "diverged": zero,
     }  # fmt: skip
 
 
@@ -202,7 +215,8 @@ def _init(make, target, acceptance, diagonal, key, z):
     metric = mass_matrix_adaptation(diagonal.value)[0](inverse_mass_matrix.shape[0], inverse_mass_matrix)
     # blackjax starts its counters as Python numbers and its moments in the default dtype.
     step, metric = jax.tree.map(lambda a: _like(a, step_size.dtype), (step, metric))
-    return AdaptState(inner, step, metric, step_size, inverse_mass_matrix, jnp.zeros_like(step.step))
+    none = jnp.zeros_like(step.step)
+    return AdaptState(inner, step, metric, step_size, inverse_mass_matrix, none, none)
 
 
 def _step(make, target, acceptance, diagonal, schedule, key, state, index):
@@ -224,8 +238,11 @@ def _step(make, target, acceptance, diagonal, schedule, key, state, index):
     )
     before, after = (jax.tree.leaves(sampler.position(s)) for s in (state.inner, inner))
     moved = jnp.stack([(a != b).any() for a, b in zip(before, after, strict=True)]).any()
-    moves = jnp.where(window_ends == 1, 0, state.moves + moved)
-    state = AdaptState(inner, step, metric, jnp.exp(step.log_step_size), metric.inverse_mass_matrix, moves)
+    moves, divergences = (
+        jnp.where(window_ends == 1, 0, count + more)
+        for count, more in ((state.moves, moved), (state.divergences, info.diverged & (step.step > TRIALS)))
+    )
+    state = AdaptState(inner, step, metric, jnp.exp(step.log_step_size), metric.inverse_mass_matrix, moves, divergences)
     return state, dataclasses.replace(info, extra=())
 
 
@@ -241,6 +258,7 @@ def _position(make, target, acceptance, diagonal, state):
         "inverse_mass_matrix": state.inverse_mass_matrix,
         "acceptance": acceptance - error,
         "moved": (state.moves / jnp.maximum(learned, 1)).astype(acceptance.dtype),
+        "diverged": (state.divergences / jnp.maximum(learned - TRIALS, 1)).astype(acceptance.dtype),
     }
 
 

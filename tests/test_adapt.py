@@ -49,6 +49,16 @@ def test_bill_stands_under_tune_and_is_exact(tuned):
     assert tuned.ledger.tune.wall_seconds > 0
 
 
+def test_a_step_that_diverges_somewhere_is_shortened_beyond_what_its_mean_acceptance_asks_for():
+    """Banana's arms are narrow, and a mean over where chains are most of the time does not see them."""
+    target = gs.targets.banana()
+    for seed in range(3):
+        tuned = gs.tune(jax.random.key(seed), gs.mcmc.nuts, target, num_steps=500, num_chains=8)
+        draws = gs.sample(jax.random.key(10 + seed), tuned.sampler, 500, initial=tuned.initial)
+        assert tuned.acceptance.mean() > 0.88 and tuned.ledger.tune.gradients > 0
+        assert draws.info.diverged.mean() < 0.01
+
+
 def test_tuning_again_compiles_nothing(target, tuned, caplog):
     """Other numbers, another name and other data of the density: the same program."""
     other = gaussian(name="other", scales=SCALES / 2)
