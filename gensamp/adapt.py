@@ -96,8 +96,8 @@ def tune(
         target: what to draw from.
         num_chains: chains that adapt side by side; 4 by default, or as `initial` says.
         num_steps: steps of stage 1 per chain; stage 2 adds a quarter as many (up to four times that where steps diverge).
-        target_acceptance: mean acceptance to meet, or more where steps diverge. 0.8 suits NUTS and HMC; for MALA 0.574 is best (Roberts and Rosenthal 1998),
-            for HMC with a well-chosen length 0.65 (Beskos et al. 2013).
+        target_acceptance: mean acceptance to meet, or more where steps diverge. 0.8 suits NUTS and HMC; for MALA 0.574 is best
+            (Roberts and Rosenthal 1998), for HMC with a well-chosen length 0.65 (Beskos et al. 2013).
         metric: "diagonal" variances or a "dense" covariance.
         step_size: where the search starts.
         initial: positions [chain, ...] to start from, instead of the sampler's own start.
@@ -182,7 +182,8 @@ def adaptation(
 
     Returns:
         A Sampler whose position is a dict: position (like one event), step_size [], inverse_mass_matrix [d] or [d, d],
-            acceptance [], moved [] and diverged [] (means since the last restart). The step size shown is the averaged one, the one to use.
+            acceptance [], moved [] and diverged [] (means since the last restart). The step size shown is the averaged one,
+            the one to use.
             Its evaluations per step are the inner sampler's.
     """
     # Name, data and truth do not enter the program, so they must not key its compilation.
