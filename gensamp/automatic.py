@@ -9,7 +9,7 @@ Everything runs two compiled programs, the start (a batched gradient) and the st
 answer, so nothing else is compiled while it lasts, and what can wait in another thread does.
 
 What it chose, and what a person should know of the run, stands in `Draws.notes`: divergences, chains that were stuck, chains
-that never agreed, an improper posterior. It sees a density and its shapes, never a target's name.
+that never agreed, energies that hardly change (E-BFMI), an improper posterior. It sees a density and its shapes, never a target's name.
 """
 
 import dataclasses
@@ -40,6 +40,7 @@ HOPELESS = 20.0
 MOST_LEAPFROGS = 256
 MOST_DENSE = 256
 DIVERGED = 0.01
+LOW_ENERGY = 0.3
 
 
 def auto(
@@ -127,7 +128,7 @@ def _kernel(target: Target, step_size: Any, *, inverse_mass_matrix: Any) -> Samp
     # blackjax is heavy, and who only looks at this module does not need it.
     from gensamp.mcmc.dynamic_hamiltonian import dynamic_hmc
 
-    return dynamic_hmc(target, step_size, inverse_mass_matrix=inverse_mass_matrix, max_num_steps=MOST_LEAPFROGS)
+    return dynamic_hmc(target, step_size, inverse_mass_matrix=inverse_mass_matrix, max_num_steps=MOST_LEAPFROGS, report=True)
 
 
 class _Gradient:
@@ -198,6 +199,11 @@ def _notes(draws: Draws, together, num_chains: int, hopeless: int, fell: int, en
             f"{hopeless} of {num_chains} starts ended over {HOPELESS:.0f} nats below the best and were moved there: if "
             "those are modes, they have no weight unless they are very wide"
         )
+    if together.moved:
+        notes.append(
+            f"{together.moved} times a chain was stuck in warm-up while the others moved, and started again from one of them: "
+            "where it was, the target is much narrower; if that is a mode, its weight is missing here"
+        )
     if not together.settled:
         notes.append(f"the chains did not agree within {together.steps} steps of warm-up: the target may have modes far apart")
     if endless:
@@ -208,8 +214,23 @@ def _notes(draws: Draws, together, num_chains: int, hopeless: int, fell: int, en
     share = float(np.mean(draws.info.diverged)) if np.size(draws.info.diverged) else 0.0
     if share > DIVERGED:
         notes.append(f"{100 * share:.1f} % of the steps diverged: the draws miss a narrow region; reparameterise the model")
+    if low := _low_energy(draws):
+        notes.append(
+            f"chains {low} have an E-BFMI below {LOW_ENERGY}: fresh momenta hardly change the energy, and the tails are reached "
+            "too rarely; reparameterise the model, or give what has heavy tails lighter ones"
+        )
     accepted = np.asarray(draws.info.acceptance)
     stuck = np.flatnonzero(accepted.mean(1) < STUCK).tolist() if accepted.size else []
     if stuck:
         notes.append(f"chains {stuck} are stuck; do not average over them before you know why")
     return tuple(notes)
+
+
+def _low_energy(draws: Draws) -> list[int]:
+    """Chains whose Bayesian fraction of missing information is low (Betancourt 2016)."""
+    from arviz_stats.base import array_stats
+
+    energy = np.asarray(draws.info.extra["energy"], np.float64)
+    if energy.shape[1] < 4 or not np.isfinite(energy).all():
+        return []
+    return np.flatnonzero(array_stats.bfmi(energy, chain_axis=0, draw_axis=1) < LOW_ENERGY).tolist()

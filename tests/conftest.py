@@ -1,7 +1,9 @@
 """Set before jax is imported: the CPU, eight devices of it, and no broadcasting between ranks that nobody asked for."""
 
+import gc
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +11,23 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ.setdefault("MPLBACKEND", "agg")
+
+MAPS = Path("/proc/self/maps")
+MOST_MAPS = 20_000
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """Every compiled program maps memory, and Linux gives a process 65,530 maps: beyond them XLA's compiler crashes.
+
+    Programs are forgotten between modules only, whose tests share what their fixtures compiled.
+    """
+    if nextitem is None or nextitem.module is item.module or not MAPS.exists():
+        return
+    if MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)

@@ -93,6 +93,27 @@ def test_modes_far_apart_are_noticed():
     assert set(signs) == {-1.0, 1.0}, "chains let down on their own sit in both modes"
 
 
+def test_a_chain_that_is_stuck_is_named():
+    """One chain starts in a spike of the same height, ten thousand times narrower than where the others are."""
+
+    def log_density(x):
+        return jnp.logaddexp(-0.5 * jnp.sum(x**2), -0.5 * jnp.sum(((x - 30) / 1e-4) ** 2))
+
+    target = gs.Target.from_log_density(log_density, jnp.zeros(1))
+    initial = np.linspace(-1, 1, 16, dtype=np.float32)[:, None]
+    initial[5] = 30
+    draws = gs.auto(jax.random.key(0), target, initial=initial)
+    assert any("a chain was stuck in warm-up" in note for note in draws.notes[1:])
+    assert abs(draws.position).max() < 10
+
+
+def test_heavy_tails_are_noticed_by_the_energy():
+    target = gs.Target.from_log_density(lambda x: -jnp.sum(jnp.log1p(x**2)), jnp.zeros(5))
+    with pytest.warns(UserWarning, match="E-BFMI below 0.3"):
+        draws = gs.auto(jax.random.key(0), target, most_draws=1000)
+    assert draws.info.extra["energy"].shape == draws.position.shape[:2]
+
+
 def test_starts_that_are_not_feasible_are_named():
     nowhere = gs.Target.from_log_density(lambda x: jnp.where(x[0] > 5, -x[0], -jnp.inf), jnp.zeros(1))
     with pytest.raises(ValueError, match=r"no feasible start for 16 of 16 chains in 100 tries each: .*initial="):

@@ -26,6 +26,8 @@ import blackjax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from blackjax.util import linear_map
+from jax.flatten_util import ravel_pytree
 
 from gensamp.core import Info, PyTree, Sampler, Static, Target, bind, scalar
 from gensamp.mcmc.arguments import read_log_density, read_metric, read_start, read_step_size, strong
@@ -45,6 +47,8 @@ def dynamic_hmc(
     trajectory_length: Any = jnp.pi,
     max_num_steps: Any = 1000,
     start: Any = None,
+    report: bool = False,
+    report_path: bool = False,
 ) -> Sampler:
     """Hamiltonian Monte Carlo whose path length is spread evenly over (0, trajectory_length).
 
@@ -56,6 +60,9 @@ def dynamic_hmc(
             where a draw then has no correlation with the last (E cos(u pi) = 0) after half of it on average.
         max_num_steps: no path has more leapfrog steps than this, whatever the step size: an integer and a leaf.
         start: (key) -> position; None is Uniform(-2, 2) in every coordinate.
+        report: Info.extra carries `energy`, the energy at the end of the path.
+        report_path: Info.extra carries `proposal`, that end, accepted or not, and `velocity`, M^-1 p there, both like one
+            event: what ChEES learns a trajectory length from.
 
     Returns:
         A Sampler without end; as many gradients per step as leapfrog steps, on average about trajectory_length / (2 step_size),
@@ -73,7 +80,7 @@ def dynamic_hmc(
             _step, log_density, read_step_size(step_size, target.template, "dynamic_hmc"),
             read_metric(inverse_mass_matrix, target.template, "dynamic_hmc"),
             read_positive(trajectory_length, target.template, "dynamic_hmc", "trajectory_length"),
-            read_most_steps(max_num_steps, "dynamic_hmc"),
+            read_most_steps(max_num_steps, "dynamic_hmc"), Static((report, report_path)),
         ),
         position=bind(_position),
     )  # fmt: skip
@@ -123,10 +130,21 @@ def _init(log_density, key, position):
     return strong(blackjax.hmc.init(position, log_density))
 
 
-def _step(log_density, step_size, inverse_mass_matrix, trajectory_length, most, key, state, index):
+def _step(log_density, step_size, inverse_mass_matrix, trajectory_length, most, report, key, state, index):
     count = path_steps(jitter(index, step_size.dtype) * trajectory_length, step_size, most)
     state, info = _HMC(key, state, log_density, step_size, inverse_mass_matrix, count)
-    return strong(state), Info.of(gradients=count, acceptance=info.acceptance_rate, diverged=info.is_divergent)
+    energy, path = report.value
+    extra = {"energy": info.energy} if energy else {}
+    extra |= _end(inverse_mass_matrix, info.proposal) if path else {}
+    return strong(state), Info.of(
+        gradients=count, acceptance=info.acceptance_rate, diverged=info.is_divergent, extra=strong(extra or ())
+    )
+
+
+def _end(inverse_mass_matrix, end):
+    # blackjax turns the momentum round at the end of a path, so that the proposal is its own inverse.
+    momentum, unravel = ravel_pytree(jax.tree.map(jnp.negative, end.momentum))
+    return {"proposal": end.position, "velocity": unravel(linear_map(inverse_mass_matrix, momentum))}
 
 
 def _position(state):
