@@ -9,7 +9,8 @@ Everything runs two compiled programs, the start (a batched gradient) and the st
 answer, so nothing else is compiled while it lasts, and what can wait in another thread does.
 
 What it chose, and what a person should know of the run, stands in `Draws.notes`: divergences, chains that were stuck, chains
-that never agreed, energies that hardly change (E-BFMI), an improper posterior. It sees a density and its shapes, never a target's name.
+that never agreed, energies that hardly change (E-BFMI), an improper posterior. It sees a density and its shapes, never a
+target's name.
 """
 
 import dataclasses
@@ -216,8 +217,8 @@ def _notes(draws: Draws, together, num_chains: int, hopeless: int, fell: int, en
         notes.append(f"{100 * share:.1f} % of the steps diverged: the draws miss a narrow region; reparameterise the model")
     if low := _low_energy(draws):
         notes.append(
-            f"chains {low} have an E-BFMI below {LOW_ENERGY}: fresh momenta hardly change the energy, and the tails are reached "
-            "too rarely; reparameterise the model, or give what has heavy tails lighter ones"
+            f"chains {low} have an E-BFMI below {LOW_ENERGY}: fresh momenta hardly change the energy, and the tails are "
+            "reached too rarely; reparameterise the model, or give what has heavy tails lighter ones"
         )
     accepted = np.asarray(draws.info.acceptance)
     stuck = np.flatnonzero(accepted.mean(1) < STUCK).tolist() if accepted.size else []
