@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
@@ -31,7 +32,7 @@ from gensamp.cross_chain import STUCK, adapt_together
 from gensamp.flat import flat_target, flatten, unflatten
 from gensamp.parallel import AXIS, mesh, put
 from gensamp.quantities import lower_constrain, named
-from gensamp.runner import Draws, Until, sample
+from gensamp.runner import Draws, Until, lowered_step, sample
 from gensamp.starts import curvature, diagonal_curvature, let_down, overdispersed, scattered
 
 __all__ = ["auto"]
@@ -86,13 +87,16 @@ def auto(
     dense = size <= MOST_DENSE
     key_starts, key_warmup, key_draws = jax.random.split(key, 3)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key_starts)).tolist())
-    with ThreadPoolExecutor(1) as aside:
-        program = aside.submit(_prepare, None if target.constrain is None else lower_constrain(target))
-        identity = np.eye(size) if dense else np.ones(size)
-        gradient = _Gradient(_kernel(flat, 0.5, inverse_mass_matrix=identity), key_starts, num_chains)
+    with ThreadPoolExecutor(2) as aside:
+        identity = jnp.asarray(np.eye(size) if dense else np.ones(size), flat.template.dtype)
+        kernel = _kernel(flat, 0.5, inverse_mass_matrix=identity)
+        gradient = _Gradient(kernel, key_starts, num_chains)
         began = time.perf_counter()
         with compile_clock() as clock:
             begun = scattered(gradient, rng, num_chains, size, initial=initial)
+            # XLA compiles without Python's lock, so the chains are let down meanwhile.
+            step, stood = lowered_step(key_starts, kernel, initial=begun.astype(flat.template.dtype), effort="quick")
+            compiled = aside.submit(step.compile)
             ends, heights = let_down(gradient, begun)
             near = heights >= heights.max() - HOPELESS
             ends = ends[np.flatnonzero(near)[np.arange(num_chains) % near.sum()]]
@@ -102,7 +106,9 @@ def auto(
             else:
                 metric = diagonal_curvature(gradient, best, rng.choice([-1.0, 1.0], ends.shape))
             start = overdispersed(gradient, ends, metric, rng.standard_normal(ends.shape)).astype(flat.template.dtype)
-        descent = Bill(gradient.evaluations, wall_seconds=time.perf_counter() - began, compile_seconds=clock.seconds)
+            program = aside.submit(_prepare, None if target.constrain is None else lower_constrain(target))
+            compiled.result()
+        descent = Bill(gradient.evaluations + stood, wall_seconds=time.perf_counter() - began, compile_seconds=clock.seconds)
         together = adapt_together(key_warmup, _kernel, flat, start, metric=metric, effort="quick", progress=progress)
         rule = _OnEverything(until, target, program)
         with warnings.catch_warnings():

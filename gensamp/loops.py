@@ -19,7 +19,7 @@ from gensamp.parallel import AXIS, put
 from gensamp.plan import Plan
 from gensamp.store import DiskStore, MemoryStore, key_words, like_saved, load_checkpoint, save_checkpoint
 
-__all__ = ["Run", "run_chains", "run_finite"]
+__all__ = ["Chains", "Run", "run_chains", "run_finite"]
 
 BUFFER_BYTES = 2**25
 BUFFER_ROWS = 2**16
@@ -128,48 +128,71 @@ class Run:
         return arrays, Info(**arrays["info"])
 
 
+class Chains:
+    """Chains stood at their starts, and the buffers that their draws go to, one of each per lane block.
+
+    row: what is recorded of one draw, as shapes. fixed: counts that are the same number at every step; counted: the others.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.firsts = range(0, plan.width, plan.lanes)
+        self.blocks = [plan.block(first) for first in self.firsts]
+        self.states = [
+            lanes.begin[plan.effort](plan.maker, each, plan.key, ids, initial, mesh=plan.mesh)
+            for each, ids, initial in self.blocks
+        ]
+        info, position, self.fixed = lanes.lane_shapes(plan.maker, self.blocks[0][0], self.states[0])
+        self.counted = tuple(name for name in lanes.COUNTS if name not in self.fixed)
+        self.row = lanes.recorded_row(info, position)
+        row_bytes = plan.width * sum(a.dtype.itemsize * int(np.prod(a.shape)) for a in jax.tree.leaves(self.row))
+        self.capacity = int(np.clip(BUFFER_BYTES // max(row_bytes, 1), 1, BUFFER_ROWS))
+        shapes = _with_axes(self.row, self.capacity, plan.lanes)
+        self.buffers = [_zeros(shapes, plan.mesh, lanes.ROWS) for _ in self.blocks]
+
+    def advance(self, b: int, start: int, stop: int, first: int, *, lower: bool = False) -> Any:
+        """Take block `b` from step `start` to `stop`, the draw of step `first` in its buffer's first row; its counts.
+
+        lower: take no step, and return the program of it, lowered: who compiles that finds it compiled when steps are taken.
+        """
+        each, ids, _ = self.blocks[b]
+        program = lanes.advance[self.plan.effort]
+        span = [np.int32(value) for value in (start, stop, first)]
+        thin = None if self.plan.thin == 1 else np.int32(self.plan.thin)
+        arguments = (self.plan.maker, each, self.plan.key, ids, self.states[b], self.buffers[b], *span, thin)
+        options = {"counted": self.counted, "mesh": self.plan.mesh}
+        if lower:
+            return program.lower(*arguments, **options)
+        self.states[b], counts, self.buffers[b] = program(*arguments, **options)
+        return counts
+
+
 def run_chains(plan: Plan, run: Run, until: Any) -> bool:
     """Advance chains without end to their last draw; True when the stopping rule ended them before it."""
-    firsts = range(0, plan.width, plan.lanes)
-    blocks = [plan.block(first) for first in firsts]
-    states = [
-        lanes.begin[plan.effort](plan.maker, each, plan.key, ids, initial, mesh=plan.mesh) for each, ids, initial in blocks
-    ]
+    chains = Chains(plan)
+    firsts, states, buffers, capacity = chains.firsts, chains.states, chains.buffers, chains.capacity
     if run.saved_lanes:
         rows = [np.minimum(np.arange(first, first + plan.lanes), plan.width - 1) for first in firsts]
-        states = [run.restored(state, row) for state, row in zip(states, rows, strict=True)]
+        states[:] = [run.restored(state, row) for state, row in zip(states, rows, strict=True)]
     else:
         _check_start(_joined(states, plan.width))
-    info, position, fixed = lanes.lane_shapes(plan.maker, blocks[0][0], states[0])
-    counted = tuple(name for name in lanes.COUNTS if name not in fixed)
-    row = lanes.recorded_row(info, position)
-    run.shelf.open(_walkers_first(_with_axes(row, plan.width), 1, plan.population), plan.num_draws)
-    row_bytes = plan.width * sum(a.dtype.itemsize * int(np.prod(a.shape)) for a in jax.tree.leaves(row))
-    capacity = int(np.clip(BUFFER_BYTES // max(row_bytes, 1), 1, BUFFER_ROWS))
-    buffers = [_zeros(_with_axes(row, capacity, plan.lanes), plan.mesh, lanes.ROWS) for _ in blocks]
+    run.shelf.open(_walkers_first(_with_axes(chains.row, plan.width), 1, plan.population), plan.num_draws)
 
     def advance(stop: int, first: int) -> None:
         began, compiled = time.perf_counter(), run.clock.seconds
-        span = [np.int32(value) for value in (run.index, stop, first)]
-        thin = None if plan.thin == 1 else np.int32(plan.thin)
-        counts = []
-        for b, (each, ids, _) in enumerate(blocks):
-            states[b], count, buffers[b] = lanes.advance[plan.effort](
-                plan.maker, each, plan.key, ids, states[b], buffers[b], *span, thin, counted=counted, mesh=plan.mesh
-            )
-            counts.append(count)
+        counts = [chains.advance(b, run.index, stop, first) for b in range(len(firsts))]
         jax.block_until_ready(buffers)
-        summed = {name: fixed[name] * (stop - run.index) * plan.width for name in fixed}
-        run.count(**summed, **(_joined(counts, plan.width) if counted else {}))
+        summed = {name: each * (stop - run.index) * plan.width for name, each in chains.fixed.items()}
+        run.count(**summed, **(_joined(counts, plan.width) if chains.counted else {}))
         run.timed(began, compiled, stop - run.index)
         run.index = stop
 
     def flush(base: int, reached: int) -> None:
         for b, first in enumerate(firsts):
-            chains = slice(first, min(first + plan.lanes, plan.width))
-            valid = (slice(reached - base), slice(chains.stop - first))
+            rows = slice(first, min(first + plan.lanes, plan.width))
+            valid = (slice(reached - base), slice(rows.stop - first))
             values = jax.tree.map(lambda a: np.moveaxis(np.asarray(a)[valid], 0, 1), buffers[b])  # noqa: B023
-            run.record(chains, slice(base, reached), _walkers_first(values, 2, plan.population))
+            run.record(rows, slice(base, reached), _walkers_first(values, 2, plan.population))
         run.done = reached
 
     run.bar.update(run.index)

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from gensamp.clock import compile_clock
 from gensamp.core import Info, Ledger, PyTree
 from gensamp.interrupt import interruptible
-from gensamp.loops import Run, run_chains, run_finite
+from gensamp.loops import Chains, Run, run_chains, run_finite
 from gensamp.plan import make_plan
 from gensamp.store import DiskStore, MemoryStore
 
@@ -176,6 +176,20 @@ def sample(
     recorded, info = run.recorded()
     ledger = Ledger(tune=run.bills[0], sample=run.bills[1])
     return Draws(recorded["position"], recorded.get("log_weight"), info, ledger, ending, message, run.nonfinite)
+
+
+def lowered_step(key: Any, sampler: Any, *, initial: PyTree, effort: str = "full") -> tuple[Any, int]:
+    """The program with which `sample` will advance chains from such positions: lowered, for another thread to compile.
+
+    Returns:
+        What has `compile()`, after which such calls of `sample` find the program; and how many chains were stood at their
+        starts for it, each at the cost of one `init`.
+    """
+    plan = make_plan(
+        key, sampler, 1, num_chains=None, warmup=0, thin=1, initial=initial, each=None, mesh=None, batch=None, chunk=None,
+        until=None, store=None, resume=False, effort=effort,
+    )  # fmt: skip
+    return Chains(plan).advance(0, 0, 1, 0, lower=True), plan.width
 
 
 def shown(progress: bool | None) -> bool:
