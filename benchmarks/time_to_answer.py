@@ -15,6 +15,7 @@ Needs GENSAMP_DATA (or the network) for the posteriors, and `pip install nutpie`
 
 import argparse
 import datetime
+import importlib.metadata
 import json
 import os
 import platform
@@ -252,14 +253,20 @@ def main():
                 f"  {label:<32}{np.median(seconds):>8.2f} s  ({np.min(seconds):.2f} to {np.max(seconds):.2f}){ratio:>8.2f} x"
                 f"   answered {answered} of {len(results)}", flush=True,
             )  # fmt: skip
+        if options.out:
+            options.out.write_text(json.dumps({"rows": rows, "about": about()}, indent=1))
     summarise(rows)
-    if options.out:
-        result = {
-            "rows": rows, "date": datetime.date.today().isoformat(), "python": platform.python_version(),
-            "machine": platform.processor() or platform.machine(), "cores": os.cpu_count(),
-        }  # fmt: skip
-        options.out.write_text(json.dumps(result, indent=1))
     return None
+
+
+def about():
+    """Date, machine and versions."""
+    names = ("gensamp", "jax", "numpyro", "blackjax", "nutpie")
+    found = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"] in names}
+    return {
+        "date": datetime.date.today().isoformat(), "python": platform.python_version(), "cores": os.cpu_count(),
+        "machine": platform.processor() or platform.machine(), "versions": found,
+    }  # fmt: skip
 
 
 def summarise(rows):

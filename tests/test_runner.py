@@ -222,7 +222,7 @@ KILLED = """
 """
 
 
-@pytest.mark.parametrize(("case", "draws", "chunk"), [("slow_nuts", 300, 2), ("slow_diffusion", 4, 50)])
+@pytest.mark.parametrize(("case", "draws", "chunk"), [("slow_nuts", 900, 2), ("slow_diffusion", 12, 50)])
 def test_a_killed_run_resumes_to_the_same_bits(case, draws, chunk, tmp_path):
     """kill -9 after the first checkpoint, resume in a new process, compare with a run that nobody killed."""
 
