@@ -2,14 +2,21 @@
 
 Draw a parameter from the prior, data from the model at that parameter, and L draws of the posterior given those data. Then the
 rank of the parameter among its posterior draws is uniform on 0, ..., L, whatever the model: parameter and posterior draws are
-L + 1 exchangeable draws of one law. Many replicates give a histogram of ranks, and a chi-squared test says whether it is flat.
-A wrong prior, a forgotten Jacobian, chains that have not arrived: each bends it.
+L + 1 exchangeable draws of one law. Many replicates give a histogram of ranks. A wrong prior, a forgotten Jacobian, chains that
+have not arrived: each bends it. Three tests look at it:
+
+    shape      whether the histogram is flat, by chi-squared; sees everything, nothing sharply
+    location   whether the mean of z = Phi^-1((rank + 1/2) / (L + 1)) is zero: posteriors that lie too high or too low
+    spread     whether the mean square of z is what uniform ranks have: posteriors that are too wide or too narrow
+
+A prior half as wide again moves a posterior's spread by some per cent, which the first test alone sees in half of 500
+replicates and the third in nearly all.
 
 Posterior draws must be nearly independent, or the histogram grows horns: L draws are taken at even distances out of all of a
 run, so a run should have an effective sample size well above L.
 
 Source: Talts, Betancourt, Simpson, Vehtari and Gelman 2018, "Validating Bayesian inference algorithms with simulation-based
-calibration", theorem 1 and section 5.
+calibration", theorem 1 and section 5; Cook, Gelman and Rubin 2006, section 2.3 (normal scores of the ranks).
 """
 
 from collections.abc import Callable
@@ -29,22 +36,22 @@ __all__ = ["Calibration", "calibrate", "simulate_from"]
 class Calibration:
     """What came out.
 
-    ranks: {quantity: int [replicates]}, each in 0, ..., num_ranks. p_values: {quantity: p of the chi-squared test of
-    uniformity}. p_value: of the worst quantity, by Bonferroni. num_ranks: L. unfinished: replicates whose run did not meet
-    its rule (they count all the same).
+    ranks: {quantity: int [replicates]}, each in 0, ..., num_ranks. p_values: {quantity: {"shape", "location", "spread"}}.
+    p_value: of the worst test of all, by Bonferroni. num_ranks: L. unfinished: replicates whose run did not meet its rule
+    (they count all the same).
     """
 
     ranks: dict[str, np.ndarray]
-    p_values: dict[str, float]
+    p_values: dict[str, dict[str, float]]
     p_value: float
     num_ranks: int
     unfinished: int
 
     def __str__(self) -> str:
         size = len(next(iter(self.ranks.values())))
-        worst = min(self.p_values, key=self.p_values.__getitem__)
+        _, quantity, test = min((p, name, test) for name, row in self.p_values.items() for test, p in row.items())
         counts = f"{size} replicates ({self.unfinished} unfinished), {len(self.ranks)} quantities"
-        return f"{counts}: p = {self.p_value:.3g}, worst {worst}"
+        return f"{counts}: p = {self.p_value:.3g}, worst the {test} of {quantity}"
 
 
 def calibrate(
@@ -78,8 +85,6 @@ def calibrate(
         ValueError: the bins do not divide the ranks, are expected to hold fewer than five replicates each, or a parameter is
             no named quantity of the posterior.
     """
-    from scipy.stats import chisquare
-
     from gensamp.automatic import auto
     from gensamp.quantities import named
     from gensamp.runner import shown
@@ -110,12 +115,24 @@ def calibrate(
             for index in np.ndindex(*truth.shape[1:]):
                 label = f"{name}[{','.join(map(str, index))}]" if index else name
                 ranks.setdefault(label, []).append(int(below[index]))
-    width = (num_ranks + 1) // num_bins
-    p_values = {
-        name: float(chisquare(np.bincount(np.asarray(row) // width, minlength=num_bins)).pvalue) for name, row in ranks.items()
-    }
-    worst = min(1.0, len(p_values) * min(p_values.values()))
+    p_values = {name: _tests(np.asarray(row), num_ranks, num_bins) for name, row in ranks.items()}
+    every = [p for row in p_values.values() for p in row.values()]
+    worst = min(1.0, len(every) * min(every))
     return Calibration({name: np.asarray(row) for name, row in ranks.items()}, p_values, worst, num_ranks, unfinished)
+
+
+def _tests(ranks: np.ndarray, num_ranks: int, num_bins: int) -> dict[str, float]:
+    """The p value of each test of ranks [replicates]."""
+    from scipy.stats import chisquare, norm
+
+    counts = np.bincount(ranks // ((num_ranks + 1) // num_bins), minlength=num_bins)
+    scores = norm.ppf((np.arange(num_ranks + 1) + 0.5) / (num_ranks + 1))
+
+    def mean_of(values: np.ndarray) -> float:
+        """How unlikely the mean of values[rank] is where every rank is as likely as any other."""
+        return float(2 * norm.sf(abs(values[ranks].mean() - values.mean()) / (values.std() / np.sqrt(len(ranks)))))
+
+    return {"shape": float(chisquare(counts).pvalue), "location": mean_of(scores), "spread": mean_of(scores**2)}
 
 
 def simulate_from(model: Callable, *args: Any, observed: str | tuple[str, ...], **kwargs: Any) -> Callable:

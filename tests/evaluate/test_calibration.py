@@ -16,7 +16,7 @@ from gensamp.evaluate.calibration import calibrate, simulate_from
 def normal_mean(y=None, scale=1.0):
     centre = numpyro.sample("centre", dist.Normal(2.0, scale))
     with numpyro.plate("events", 3):
-        numpyro.sample("y", dist.Normal(centre, 1.5), obs=y)
+        numpyro.sample("y", dist.Normal(centre, 4.0), obs=y)
 
 
 def gamma_poisson(y=None, rate=1.0):
@@ -45,8 +45,8 @@ class Run:
 def conjugate(key, target):
     """Exact draws of the normal posterior from its closed form, in place of a run."""
     y = np.asarray(target.log_density.args[-1], np.float64)
-    precision = 1 + len(y) / 1.5**2
-    centre = (2.0 + y.sum() / 1.5**2) / precision
+    precision = 1 + len(y) / 4.0**2
+    centre = (2.0 + y.sum() / 4.0**2) / precision
     return Run({"centre": centre + jax.random.normal(key, (1, 63)) / precision**0.5})
 
 
@@ -56,6 +56,20 @@ def test_exact_posterior_draws_are_calibrated(seed):
     out = calibrate(jax.random.key(seed), simulate, posterior_of(normal_mean), run=conjugate, num_replicates=200)
     assert out.p_value > 1e-3, str(out)
     assert out.ranks["centre"].min() >= 0 and out.ranks["centre"].max() <= 63
+
+
+@pytest.mark.parametrize(("test", "stretch", "shift"), [("spread", 1.4, 0.0), ("spread", 0.7, 0.0), ("location", 1.0, 0.5)])
+def test_posteriors_too_wide_too_narrow_or_beside_the_truth_are_told_apart(test, stretch, shift):
+    def run(key, target):
+        exact = conjugate(key, target).position["centre"]
+        return Run({"centre": exact.mean() + stretch * (exact - exact.mean()) + shift})
+
+    out = calibrate(
+        jax.random.key(0), simulate_from(normal_mean, observed="y"), posterior_of(normal_mean), run=run, num_replicates=200
+    )
+    row = out.p_values["centre"]
+    assert min(row, key=row.__getitem__) == test and row[test] < 1e-4 and out.p_value < 1e-3, str(out)
+    assert f"worst the {test} of centre" in str(out)
 
 
 def test_a_wrong_prior_is_rejected_where_auto_runs_the_chain():
