@@ -1,54 +1,49 @@
 """tune: the statistician's training. It spends a bill once, on a step size and a metric, and hands back a sampler.
 
-Adaptation is itself a `Sampler`. Its position is a dict of the event, the step size, the metric and how things went of late,
-its step makes the inner sampler anew from the current step size and metric, moves it once and learns from the move. So the
-runner runs it like everything else. Two stages, one program:
+Adaptation is itself a `Sampler`, so the runner runs it like everything else. Three of them, each in a file of its own:
 
-1. Every chain for itself, on Stan's schedule (Stan reference manual, "HMC algorithm parameters"): a fast window for the step
-   size, doubling slow windows at whose ends the metric becomes the regularised covariance of the window (Welford), a last fast
-   window.
-2. The metrics of healthy chains are averaged; with the average fixed, every chain adapts its step size again; the result is
-   their geometric mean. (A metric from one chain is noisy, and one that differs per chain is no single sampler.) While more
-   than one in a thousand of these steps diverges, the step is too long for somewhere the chains go, whatever their mean
-   acceptance says: the stage is run again for an acceptance half as far from one, three times at most.
+    windows   every chain for itself, on Stan's schedule: step size and metric of any kernel that rejects  `adapt_windows.py`
+    chees     many chains together: step size, metric and path length of `dynamic_hmc`                     `adapt_chees.py`
+    meads     many chains together: step size, metric and damping of `ghmc`                                `adapt_meads.py`
 
-The step size follows dual averaging (Nesterov 2009; Hoffman and Gelman 2014, section 3.2): log eps moves so that the average
-acceptance meets its target. Schedule, dual averaging and covariance are blackjax's.
+Each runs in two stages of one program. The first learns the metric. In the second it is fixed - the mean of what healthy chains
+found, where each has its own - and the numbers are learned again, and averaged. (A metric from one chain is noisy, and one that
+differs per chain is no single sampler.) In its last third they are held at their averages, to see how they do. While more than
+one in a thousand of these steps diverges, the step is too long for somewhere the chains go, whatever their mean acceptance
+says: the stage is run again for an acceptance half as far from one (with half the step, where nothing is asked of the
+acceptance), three times at most.
 """
 
-import dataclasses
+import inspect
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from blackjax.adaptation.mass_matrix import mass_matrix_adaptation
-from blackjax.adaptation.step_size import dual_averaging_adaptation
-from blackjax.adaptation.window_adaptation import build_schedule
 
-from gensamp.core import Ledger, PyTree, Sampler, Static, Target, bind, check_key, scalar
+from gensamp import adapt_chees, adapt_meads, adapt_windows
+from gensamp.adapt_metric import METRICS, learner
+from gensamp.core import Bill, Ledger, PyTree, Sampler, Target, check_key, scalar
 
-__all__ = ["AdaptState", "Tuned", "adaptation", "tune"]
+__all__ = ["Tuned", "tune"]
 
 # A chain that moves in a smaller share of its steps is stuck. (Its acceptance does not tell: the step size shrinks until a
 # proposal rounds to where the chain stands, and that is accepted.)
 STUCK = 0.05
-# Divergences count once dual averaging has tried out steps that are far too long.
-DIVERGED, TRIALS, MOST_RAISES = 0.001, 30, 3
-# Dual averaging divides the sum of t errors by t + STABILISER (t_0 of Hoffman and Gelman).
-STABILISER = 10
+DIVERGED, MOST_RAISES = 0.001, 3
 
 
 @dataclass(frozen=True, eq=False)
 class Tuned:
-    """What `tune` found.
+    """What `tune` found: sampler is make(target, step_size, inverse_mass_matrix=inverse_mass_matrix, **settings).
 
-    sampler: made with the values below. initial: positions [chain, ...] for `sample(initial=)`. ledger: its bill, under `tune`.
-    step_size: scalar. inverse_mass_matrix: [d] or [d, d] over the flattened event. acceptance: [chain], near the end of tuning;
-    above the one that was asked for where steps diverged.
+    initial: positions [chain, ...] for `sample(initial=)`. ledger: its bill, under `tune`. step_size: scalar.
+    inverse_mass_matrix: [d] or [d, d] over the flattened event. acceptance: [chain], near the end of tuning; above the one that
+    was asked for where steps diverged. settings: what else the method found, scalars: trajectory_length of "chees", alpha and
+    delta of "meads".
     """
 
     sampler: Sampler
@@ -57,20 +52,27 @@ class Tuned:
     step_size: jax.Array
     inverse_mass_matrix: jax.Array
     acceptance: np.ndarray
+    settings: dict[str, jax.Array] = field(default_factory=dict)
 
 
-class AdaptState(NamedTuple):
-    """inner: the sampler's own state. step, metric: blackjax's adaptation states. step_size, inverse_mass_matrix: in use now.
-    moves, divergences: steps since the last restart that changed the position, and (after TRIALS) that diverged.
-    """
+@dataclass(frozen=True)
+class _Method:
+    """How one method is run. wants: keywords that `make` must take; kernel: one that does. together: whether its chains are one
+    population. num_chains, num_steps, target_acceptance: defaults (None: it has no acceptance to meet)."""
 
-    inner: Any
-    step: Any
-    metric: Any
-    step_size: Any
-    inverse_mass_matrix: Any
-    moves: Any
-    divergences: Any
+    wants: tuple[str, ...]
+    kernel: str
+    together: bool
+    num_chains: int
+    num_steps: int
+    target_acceptance: float | None
+
+
+_METHODS = {
+    "windows": _Method((), "nuts", False, 4, 1000, 0.8),
+    "chees": _Method(("trajectory_length", "report_path"), "dynamic_hmc", True, 64, 500, 0.651),
+    "meads": _Method(("alpha", "delta"), "ghmc", True, 64, 2000, None),
+}
 
 
 def tune(
@@ -78,37 +80,49 @@ def tune(
     make: Callable[..., Sampler],
     target: Target,
     *,
+    method: str = "windows",
     num_chains: int | None = None,
-    num_steps: int = 1000,
-    target_acceptance: float = 0.8,
+    num_steps: int | None = None,
+    target_acceptance: float | None = None,
     metric: str = "diagonal",
+    starts: str | None = None,
     step_size: float = 0.5,
     initial: PyTree = None,
     mesh: Any = None,
     progress: bool | None = None,
 ) -> Tuned:
-    """Find a step size and a metric.
+    """Find a step size and a metric, and what else the kernel has to be told.
 
     Args:
         key: a typed key.
         make: (target, step_size, *, inverse_mass_matrix) -> Sampler without end, such as `gs.mcmc.nuts`; its state must depend
-            on neither step size nor metric. Pass the same function object again and nothing recompiles.
+            on neither step size nor metric. "chees" wants `gs.mcmc.dynamic_hmc`, "meads" `gs.mcmc.ghmc`, or a function that
+            passes everything on to them. Pass the same function object again and nothing recompiles.
         target: what to draw from.
-        num_chains: chains that adapt side by side; 4 by default, or as `initial` says.
-        num_steps: steps of stage 1 per chain; stage 2 adds a quarter as many (up to four times that where steps diverge).
-        target_acceptance: mean acceptance to meet, or more where steps diverge. 0.8 suits NUTS and HMC; for MALA 0.574 is best
-            (Roberts and Rosenthal 1998), for HMC with a well-chosen length 0.65 (Beskos et al. 2013).
-        metric: "diagonal" variances or a "dense" covariance.
-        step_size: where the search starts.
-        initial: positions [chain, ...] to start from, instead of the sampler's own start.
-        mesh, progress: as for `sample`.
+        method: "windows", each of a few chains for itself; or many chains together: "chees" or "meads".
+        num_chains: chains that adapt side by side; 4 by default (64 together), or as `initial` says. "meads" wants a multiple
+            of 4, and both work better with more.
+        num_steps: steps of stage 1 per chain, 1000 by default ("chees" 500, "meads" 2000, of one gradient each); stage 2 adds a
+            quarter as many (up to four times that where steps diverge).
+        target_acceptance: mean acceptance to meet, or more where steps diverge: by default 0.8, which suits NUTS and HMC; for
+            MALA 0.574 is best (Roberts and Rosenthal 1998). "chees" means the harmonic mean over chains, by default 0.651
+            (Beskos et al. 2013). "meads" has none.
+        metric: "diagonal" variances, a "dense" covariance, or "low_rank": variances and up to 10 directions, for windows
+            shorter than the event; handed on as [d, d]; see `adapt_metric.py`. Of other than "chees" and "meads" it costs a
+            gradient more in the steps that teach it.
+        starts: None, the sampler's own; "laplace" or "pathfinder": chains let down to a normal approximation, thrown off by
+            twice its standard deviation, its covariance the first metric; see `adapt_starts.py` on what R-hat then means.
+        step_size: where the search starts ("meads" needs none).
+        initial: positions [chain, ...] to start from (with `starts`, to let down from), instead of the sampler's own start.
+        mesh, progress: as for `sample`; chains that adapt together stay on one device.
 
     Returns:
-        Tuned. Chains that are stuck or not finite at the end of stage 1 are left out of the averages, with a warning.
+        Tuned. Chains that are stuck or not finite at the end of stage 1 are left out of the averages, with a warning. Where
+        chains adapt together those are few among many, and they teach like the others.
 
     Raises:
-        ValueError: the sampler is finite or rejects nothing (it then has no acceptance to tune), an argument is out of range,
-            or every chain is stuck.
+        ValueError: the sampler is finite or rejects nothing (it then has no acceptance to tune), the method does not fit the
+            kernel, an argument is out of range, or every chain is stuck.
     """
     from gensamp.runner import sample
 
@@ -117,162 +131,105 @@ def tune(
         raise TypeError(
             f"tune got {type(make).__name__}; expected a function (target, step_size) -> Sampler, such as gs.mcmc.nuts"
         )
+    how = _read_method(method, make)
     if num_chains is None:
-        num_chains = 4 if initial is None else len(jax.tree.leaves(initial)[0])
-    _check(make(target, step_size), num_chains, num_steps, target_acceptance, metric)
+        num_chains = how.num_chains if initial is None else len(jax.tree.leaves(initial)[0])
+    num_steps = how.num_steps if num_steps is None else num_steps
+    _check(make(target, step_size), how, num_chains, num_steps, target_acceptance, metric, starts, mesh)
+    asked = how.target_acceptance if target_acceptance is None else target_acceptance
     first, second = jax.random.split(key)
-    schedule = np.asarray(build_schedule(num_steps), np.int32).reshape(num_steps, 2)
-    settings = {"target_acceptance": target_acceptance, "metric": metric, "step_size": step_size}
-    free = adaptation(make, target, schedule=schedule, **settings)
-    if initial is not None:
-        initial = _spread(free, initial, num_chains)
-    run = {"num_chains": num_chains, "mesh": mesh, "progress": progress}
-    one = sample(first, free, 1, warmup=num_steps - 1, initial=initial, **run)
+    bill, begun = Bill(), {}
+    if starts is not None:
+        from gensamp.adapt_starts import start_chains
+
+        aside = jax.random.fold_in(key, 1)
+        initial, covariance, bill = start_chains(aside, target, num_chains, how=starts, initial=initial)
+        if learner(metric).dense != (covariance.ndim == 2):
+            covariance = np.diag(covariance)
+        begun = {"inverse_mass_matrix": covariance, "trajectory_length": adapt_chees.QUARTER}
+    stages = {"make": make, "target": target, "metric": metric, "num_steps": num_steps, "step_size": step_size}
+    stages |= {"num_chains": num_chains, "known": starts is not None}
+    run = {"num_chains": 1 if how.together else num_chains, "mesh": mesh, "progress": progress}
+
+    free = _stage(method, **stages, asked=asked)
+    start = None if initial is None else _spread(free, initial, num_chains, begun)
+    one = sample(first, free, 1, warmup=num_steps - 1, initial=_grouped(start, how), **run)
+    bill += one.ledger.tune + one.ledger.sample
     last = _last(one)
     healthy = _healthy(last)
-    pooled = {
-        "step_size": np.exp(np.log(last["step_size"][healthy]).mean()),
-        "inverse_mass_matrix": last["inverse_mass_matrix"][healthy].mean(0),
-    }
+    pooled = {"inverse_mass_matrix": last["inverse_mass_matrix"][healthy].mean(0)}
+    pooled |= {name: _centre(last[name][healthy]) for name in ("step_size", "trajectory_length", "damping") if name in last}
     start = last | {name: np.repeat(value[None], num_chains, 0) for name, value in pooled.items()}
     # An unhealthy chain stays where it is (a chain that is stuck should show in R-hat), unless it is nowhere.
     finite = _finite_rows(last["position"], num_chains)
     rows = np.where(finite, np.arange(num_chains), np.flatnonzero(healthy)[0])
     start["position"] = jax.tree.map(lambda a: a[rows], last["position"])
 
-    bill, raises = one.ledger.tune + one.ledger.sample, 0
+    raises = 0
+    spent = max(num_steps // 4, 50)
     while True:
-        fixed = adaptation(make, target, schedule=np.zeros_like(schedule), **settings)
-        two = sample(jax.random.fold_in(second, raises), fixed, 1, warmup=max(num_steps // 4, 50) - 1, initial=start, **run)
+        fixed = _stage(method, **stages, asked=asked, spent=spent, raises=raises)
+        keyed = jax.random.fold_in(second, raises)
+        two = sample(keyed, fixed, 1, warmup=spent - 1, initial=_grouped(start, how), **run)
         bill += two.ledger.tune + two.ledger.sample
         last = _last(two)
         healthy = _healthy(last)
         if last["diverged"][healthy].mean() <= DIVERGED or raises == MOST_RAISES:
             break
         raises += 1
-        settings["target_acceptance"] = (1 + settings["target_acceptance"]) / 2
         start = last
-    size = scalar(np.exp(np.log(last["step_size"][healthy]).mean()), target.template)
-    inverse_mass_matrix = jnp.asarray(pooled["inverse_mass_matrix"])
+    size, matrix = scalar(_centre(last["step_size"][healthy]), target.template), jnp.asarray(pooled["inverse_mass_matrix"])
+    settings = {}
+    if method == "chees":
+        settings = {"trajectory_length": scalar(last["trajectory_length"][0], target.template)}
+    elif method == "meads":
+        alpha = adapt_meads.share(size, scalar(last["damping"][0], target.template))
+        settings = {"alpha": alpha, "delta": alpha / 2}
     return Tuned(
-        sampler=make(target, size, inverse_mass_matrix=inverse_mass_matrix),
+        sampler=make(target, size, inverse_mass_matrix=matrix, **settings),
         initial=last["position"],
         ledger=Ledger(tune=bill),
         step_size=size,
-        inverse_mass_matrix=inverse_mass_matrix,
+        inverse_mass_matrix=matrix,
         acceptance=last["acceptance"],
+        settings=settings,
     )
 
 
-def adaptation(
-    make: Callable[..., Sampler],
-    target: Target,
-    *,
-    schedule: Any,
-    target_acceptance: Any = 0.8,
-    metric: str = "diagonal",
-    step_size: Any = 0.5,
-) -> Sampler:
-    """Adaptation as a Sampler without end.
-
-    Args:
-        make, target, target_acceptance, metric, step_size: as for `tune`.
-        schedule: int [steps, 2] as from blackjax's `build_schedule`: in column 0 whether the step teaches the metric, in column
-            1 whether the metric is renewed after it. Later steps repeat the last row.
-
-    Returns:
-        A Sampler whose position is a dict: position (like one event), step_size [], inverse_mass_matrix [d] or [d, d],
-            acceptance [], moved [] and diverged [] (means since the last restart). The step size shown is the averaged one,
-            the one to use.
-            Its evaluations per step are the inner sampler's.
-    """
-    # Name, data and truth do not enter the program, so they must not key its compilation.
-    bare = dataclasses.replace(target, name="", data=None, truth=None, constrain=None)
-    size = sum(int(np.prod(a.shape)) for a in jax.tree.leaves(target.template))
-    step_size = scalar(step_size, target.template)
-    identity = jnp.ones((size,), step_size.dtype) if metric == "diagonal" else jnp.eye(size, dtype=step_size.dtype)
-    rule = (Static(make), bare, scalar(target_acceptance, target.template), Static(metric == "diagonal"))
-    return Sampler(
-        start=bind(_start, make(bare, step_size).start, step_size, identity),
-        init=bind(_init, *rule),
-        step=bind(_step, *rule, jnp.asarray(schedule, jnp.int32)),
-        position=bind(_position, *rule),
-        traits=make(bare, step_size).traits,
-    )
+def _stage(method, *, make, target, metric, num_steps, step_size, num_chains, known, asked, spent=None, raises=0) -> Sampler:
+    """The adaptation that learns everything; or, for `spent` steps, everything but the metric. Same shapes: one program."""
+    learning = spent is None
+    if method == "meads":
+        schedule = adapt_meads.second_half(num_steps) if learning else adapt_windows.settled(num_steps, spent)
+        flags = {"free": learning, "multiplier": 0.5 ** (1 + raises)}
+        return adapt_meads.adaptation(make, target, num_chains=num_chains, schedule=schedule, metric=metric, **flags)
+    schedule = adapt_windows.windows(num_steps) if learning else adapt_windows.settled(num_steps, spent)
+    # Until there is a metric to measure a path by, it is short.
+    short = int(np.argmax(schedule[:, 1])) + 1 if learning and not known and schedule[:, 1].any() else 0
+    options = {"schedule": schedule, "metric": metric, "step_size": step_size}
+    options["target_acceptance"] = 1 - (1 - asked) / 2**raises
+    if method == "windows":
+        return adapt_windows.adaptation(make, target, **options)
+    return adapt_chees.adaptation(make, target, num_chains=num_chains, short=short, **options)
 
 
-def _start(start, step_size, inverse_mass_matrix, key):
-    zero = jnp.zeros_like(step_size)
-    return {
-        "position": start(key), "step_size": step_size, "inverse_mass_matrix": inverse_mass_matrix,
-        "acceptance": zero, "moved": zero, "diverged": zero,
-    }  # fmt: skip
+def _read_method(method, make) -> _Method:
+    if method not in _METHODS:
+        raise ValueError(f"method is {method!r}; expected one of {', '.join(map(repr, _METHODS))}")
+    how = _METHODS[method]
+    takes = inspect.signature(make).parameters
+    anything = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in takes.values())
+    missing = [name for name in how.wants if name not in takes and not anything]
+    if missing:
+        name = getattr(make, "__name__", type(make).__name__)
+        raise ValueError(
+            f"tune(method='{method}') adapts gs.mcmc.{how.kernel}, and {name} takes no {' and no '.join(missing)}; pass "
+            f"gs.mcmc.{how.kernel}, or tune {name} by method='windows'"
+        )
+    return how
 
 
-def _init(make, target, acceptance, diagonal, key, z):
-    step_size, inverse_mass_matrix = z["step_size"], z["inverse_mass_matrix"]
-    inner = make.value(target, step_size, inverse_mass_matrix=inverse_mass_matrix).init(key, z["position"])
-    step = dual_averaging_adaptation(acceptance, STABILISER)[0](step_size)
-    metric = mass_matrix_adaptation(diagonal.value)[0](inverse_mass_matrix.shape[0], inverse_mass_matrix)
-    # blackjax starts its counters as Python numbers and its moments in the default dtype.
-    step, metric = jax.tree.map(lambda a: _like(a, step_size.dtype), (step, metric))
-    none = jnp.zeros_like(step.step)
-    return AdaptState(inner, step, metric, step_size, inverse_mass_matrix, none, none)
-
-
-def _step(make, target, acceptance, diagonal, schedule, key, state, index):
-    sampler = make.value(target, state.step_size, inverse_mass_matrix=state.inverse_mass_matrix)
-    inner, info = sampler.step(key, state.inner, index)
-    restart, learn, average = dual_averaging_adaptation(acceptance, STABILISER)
-    _, observe, renew = mass_matrix_adaptation(diagonal.value)
-    slow, window_ends = schedule[jnp.minimum(index, schedule.shape[0] - 1)]
-
-    accepted = jnp.where(jnp.isfinite(info.acceptance), info.acceptance, 0).astype(state.step_size.dtype)
-    step = learn(state.step, accepted)
-    metric = jax.lax.cond(slow == 1, lambda m: _cast(observe(m, sampler.position(inner)), m), lambda m: m, state.metric)
-    step, metric = jax.lax.cond(
-        window_ends == 1,
-        lambda s, m: (_cast(restart(average(s)), state.step), _cast(renew(m), m)),
-        lambda s, m: (_cast(s, state.step), m),
-        step,
-        metric,
-    )
-    before, after = (jax.tree.leaves(sampler.position(s)) for s in (state.inner, inner))
-    moved = jnp.stack([(a != b).any() for a, b in zip(before, after, strict=True)]).any()
-    moves, divergences = (
-        jnp.where(window_ends == 1, 0, count + more)
-        for count, more in ((state.moves, moved), (state.divergences, info.diverged & (step.step > TRIALS)))
-    )
-    state = AdaptState(inner, step, metric, jnp.exp(step.log_step_size), metric.inverse_mass_matrix, moves, divergences)
-    return state, dataclasses.replace(info, extra=())
-
-
-def _position(make, target, acceptance, diagonal, state):
-    del diagonal
-    sampler = make.value(target, state.step_size, inverse_mass_matrix=state.inverse_mass_matrix)
-    learned = state.step.step - 1
-    error = state.step.avg_error * (learned + STABILISER) / jnp.maximum(learned, 1)
-    return {
-        "position": sampler.position(state.inner),
-        # Right after a restart there is nothing to average yet.
-        "step_size": jnp.where(learned > 0, jnp.exp(state.step.log_step_size_avg), state.step_size),
-        "inverse_mass_matrix": state.inverse_mass_matrix,
-        "acceptance": acceptance - error,
-        "moved": (state.moves / jnp.maximum(learned, 1)).astype(acceptance.dtype),
-        "diverged": (state.divergences / jnp.maximum(learned - TRIALS, 1)).astype(acceptance.dtype),
-    }
-
-
-def _like(value, dtype):
-    value = jnp.asarray(value)
-    return value.astype(dtype if jnp.issubdtype(value.dtype, jnp.floating) else jnp.int32)
-
-
-def _cast(new, old):
-    return jax.tree.map(lambda a, b: jnp.asarray(a).astype(b.dtype), new, old)
-
-
-def _check(sampler, num_chains, num_steps, target_acceptance, metric) -> None:
+def _check(sampler, how, num_chains, num_steps, target_acceptance, metric, starts, mesh) -> None:
     if sampler.num_steps is not None:
         raise ValueError("tune got a finite sampler; expected a chain without end, such as gs.mcmc.nuts")
     if sampler.traits.law == "approximate":
@@ -280,26 +237,48 @@ def _check(sampler, num_chains, num_steps, target_acceptance, metric) -> None:
             "tune adapts a step size to an acceptance probability, and this sampler accepts everything (its law is "
             "approximate); choose its step size by hand, or tune mala, hmc or nuts"
         )
-    if not 0 < target_acceptance < 1:
+    if target_acceptance is not None and how.target_acceptance is None:
+        raise ValueError("method='meads' reads the step size off the gradients; leave target_acceptance out")
+    if target_acceptance is not None and not 0 < target_acceptance < 1:
         raise ValueError(f"target_acceptance is {target_acceptance}; expected a probability between 0 and 1")
-    if metric not in ("diagonal", "dense"):
-        raise ValueError(f"metric is {metric!r}; expected 'diagonal' or 'dense'")
-    for name, value, least in (("num_chains", num_chains, 1), ("num_steps", num_steps, 20)):
+    for name, value, known in (("metric", metric, METRICS), ("starts", starts, (None, "laplace", "pathfinder"))):
+        if value not in known:
+            *others, last = map(repr, known)
+            raise ValueError(f"{name} is {value!r}; expected {', '.join(others)} or {last}")
+    fewest = 8 if how.together else 1
+    for name, value, least in (("num_chains", num_chains, fewest), ("num_steps", num_steps, 20)):
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{name} is {value!r}; expected an integer of at least {least}")
+    if how.kernel == "ghmc" and num_chains % adapt_meads.FOLDS:
+        raise ValueError(f"num_chains is {num_chains}; method='meads' deals chains into {adapt_meads.FOLDS} equal folds")
+    if how.together and mesh is not None:
+        raise ValueError("mesh spreads chains over devices, and chains that adapt together stay on one; leave it out")
 
 
-def _spread(sampler: Sampler, initial: PyTree, num_chains: int) -> PyTree:
-    """Positions [chain, ...] as positions of the adaptation."""
+def _spread(sampler: Sampler, initial: PyTree, num_chains: int, begun: dict[str, Any]) -> PyTree:
+    """Positions [chain, ...] as positions of the adaptation, with what is known to begin with instead of its own start."""
     first = sampler.start(jax.random.key(0))
-    rest = {name: np.repeat(np.asarray(first[name])[None], num_chains, 0) for name in first if name != "position"}
-    return {"position": initial} | rest
+    rows = {name: np.asarray(first[name]) for name in first if name != "position"}
+    if sampler.traits.population == 1:
+        rows = {name: np.repeat(value[None], num_chains, 0) for name, value in rows.items()}
+    known = {name: np.repeat(np.asarray(value)[None], num_chains, 0) for name, value in begun.items() if name in rows}
+    return {"position": initial} | rows | known
+
+
+def _grouped(start: PyTree, how: _Method) -> PyTree:
+    """For a population all chains are one run."""
+    return jax.tree.map(lambda a: np.asarray(a)[None], start) if how.together else start
 
 
 def _last(draws) -> dict[str, Any]:
     if draws.ending not in ("finished", "converged"):
         raise RuntimeError(f"tune {draws.ending}: {draws.message}; run it again")
     return jax.tree.map(lambda a: np.asarray(a[:, -1]), draws.position)
+
+
+def _centre(values: np.ndarray) -> np.ndarray:
+    """The geometric mean."""
+    return np.asarray(np.exp(np.log(values).mean()))
 
 
 def _finite_rows(tree: PyTree, rows: int) -> np.ndarray:
