@@ -12,10 +12,12 @@ follows from each other:
 The conversions are linear in what is predicted, so they hold for conditional means as well. Two of them divide: eps -> x_0 by
 alpha (zero where no signal is left) and eps -> score by sigma (zero at clean data). Denominators are held above `FLOOR`, so
 that every conversion is finite for finite input at both ends; at such an end the answer is a bound, not information.
-v as defined here is not the velocity alpha' x_0 + sigma' eps of flow matching.
+v as defined here is not the velocity alpha' x_0 + sigma' eps of flow matching, which `predictions` converts.
 
-Schedules: VP-linear and VE (Song et al. 2021, "Score-based generative modeling through SDEs", equations 30-33); cosine in
-log-SNR form with both ends truncated (Ho and Salimans 2022, "Classifier-free diffusion guidance", section 3).
+Schedules: VP-linear, VE and sub-VP (Song et al. 2021, "Score-based generative modeling through SDEs", equations 29-33); cosine
+in log-SNR form with both ends truncated (Ho and Salimans 2022, "Classifier-free diffusion guidance", section 3); EDM, whose
+noise is proportional to time (Karras et al. 2022, table 1); rectified flow, the straight line (Liu et al. 2023; Lipman et al.
+2023). No signal at all is left at the last time of a rectified flow, and no noise at time 0 of all but cosine and VE.
 """
 
 import dataclasses
@@ -31,8 +33,8 @@ from jaxtyping import Array, Float
 from gensamp.core import PyTree, Target, as_template, bind
 
 __all__ = [
-    "FLOOR", "Noise", "cosine", "diffuse", "eps_to_score", "eps_to_v", "eps_to_x0", "prior", "score_to_eps", "score_to_x0",
-    "v_to_eps", "v_to_x0", "ve", "vp_linear", "x0_to_eps", "x0_to_score", "x0_to_v",
+    "FLOOR", "Noise", "cosine", "diffuse", "edm", "eps_to_score", "eps_to_v", "eps_to_x0", "prior", "rectified_flow", "root",
+    "score_to_eps", "score_to_x0", "sub_vp", "v_to_eps", "v_to_x0", "ve", "vp_linear", "x0_to_eps", "x0_to_score", "x0_to_v",
 ]  # fmt: skip
 
 Time = Float[Array, ""] | float | int
@@ -69,10 +71,22 @@ def vp_linear(beta_min: float | int = 0.1, beta_max: float | int = 20.0) -> Nois
     Raises:
         ValueError: not 0 <= beta_min <= beta_max, or beta_max not positive.
     """
-    if not 0 <= beta_min <= beta_max or beta_max <= 0:
-        raise ValueError(f"vp_linear got beta_min={beta_min}, beta_max={beta_max}; expected 0 <= beta_min <= beta_max > 0")
-    rates = _floats(beta_min, beta_max)
+    rates = _vp_rates("vp_linear", beta_min, beta_max)
     return Noise(bind(_vp_alpha, *rates), bind(_vp_sigma, *rates), t_min=1e-3)
+
+
+def sub_vp(beta_min: float | int = 0.1, beta_max: float | int = 20.0) -> Noise:
+    """Signal as in `vp_linear` with less noise, sigma = 1 - exp(-B): a variance below one between the ends.
+
+    sigma(0) = 0, so t_min is 1e-3.
+
+    Source: Song et al. 2021, equation 29 with the linear rate of equation 32.
+
+    Raises:
+        ValueError: not 0 <= beta_min <= beta_max, or beta_max not positive.
+    """
+    rates = _vp_rates("sub_vp", beta_min, beta_max)
+    return Noise(bind(_vp_alpha, *rates), bind(_sub_vp_sigma, *rates), t_min=1e-3)
 
 
 def cosine(log_snr_min: float | int = -10.0, log_snr_max: float | int = 10.0) -> Noise:
@@ -102,6 +116,32 @@ def ve(sigma_min: float | int = 0.01, sigma_max: float | int = 50.0) -> Noise:
     if not 0 < sigma_min < sigma_max:
         raise ValueError(f"ve got sigma_min={sigma_min}, sigma_max={sigma_max}; expected 0 < sigma_min < sigma_max")
     return Noise(bind(_one), bind(_geometric_line, *_floats(sigma_min, sigma_max)))
+
+
+def edm(sigma_min: float | int = 0.002, sigma_max: float | int = 80.0) -> Noise:
+    """Karras et al.'s process on [0, 1]: alpha = 1, sigma = sigma_max t. Their own time is sigma itself.
+
+    sigma(0) = 0; t_min is sigma_min / sigma_max, the least noise a denoiser is trained at.
+
+    Source: Karras, Aittala, Aila and Laine 2022, "Elucidating the design space of diffusion-based generative models", table 1.
+
+    Raises:
+        ValueError: not 0 < sigma_min < sigma_max.
+    """
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(f"edm got sigma_min={sigma_min}, sigma_max={sigma_max}; expected 0 < sigma_min < sigma_max")
+    return Noise(bind(_one), bind(_proportional, *_floats(sigma_max)), t_min=float(sigma_min) / float(sigma_max))
+
+
+def rectified_flow() -> Noise:
+    """The straight line from data to noise: alpha = 1 - t, sigma = t, whose velocity eps - x_0 does not depend on t.
+
+    At t = 1 no signal is left, so eps and the score say nothing of x_0 there: a network had better predict the velocity (or
+    x_0, or v). sigma(0) = 0, so t_min is 1e-3.
+
+    Source: Liu, Gong and Liu 2023, "Flow straight and fast"; Lipman et al. 2023, "Flow matching for generative modeling".
+    """
+    return Noise(bind(_remainder), bind(_itself), t_min=1e-3)
 
 
 def prior(noise: Noise, template: PyTree) -> Target:
@@ -180,6 +220,12 @@ def x0_to_v(noise: Noise, t: Time, x: PyTree, x0: PyTree) -> PyTree:
     return _combine(noise, t, lambda alpha, sigma, e, x0: alpha * e - sigma * x0, eps, x0)
 
 
+def root(variance: Float[Array, "*any"]) -> Float[Array, "*any"]:
+    """Square root whose gradient at zero is zero and not infinite, as where no noise is left."""
+    positive = variance > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1)), 0)
+
+
 def _combine(noise: Noise, t, formula, *trees: PyTree) -> PyTree:
     """`formula(alpha, sigma, *leaves)` on every leaf, with alpha and sigma in the dtype of the leaf."""
     alpha, sigma = noise.alpha(t), noise.sigma(t)
@@ -197,6 +243,12 @@ def _time(t, *parameters: Array) -> tuple[Array, ...]:
     return (t, *(p.astype(t.dtype) for p in parameters))
 
 
+def _vp_rates(name: str, beta_min, beta_max) -> tuple[Array, ...]:
+    if not 0 <= beta_min <= beta_max or beta_max <= 0:
+        raise ValueError(f"{name} got beta_min={beta_min}, beta_max={beta_max}; expected 0 <= beta_min <= beta_max > 0")
+    return _floats(beta_min, beta_max)
+
+
 def _vp_rate(beta_min: Array, beta_max: Array, t) -> Array:
     t, beta_min, beta_max = _time(t, beta_min, beta_max)
     return beta_min * t + (beta_max - beta_min) * t**2 / 2
@@ -207,7 +259,11 @@ def _vp_alpha(beta_min: Array, beta_max: Array, t) -> Array:
 
 
 def _vp_sigma(beta_min: Array, beta_max: Array, t) -> Array:
-    return jnp.sqrt(-jnp.expm1(-_vp_rate(beta_min, beta_max, t)))
+    return root(-jnp.expm1(-_vp_rate(beta_min, beta_max, t)))
+
+
+def _sub_vp_sigma(beta_min: Array, beta_max: Array, t) -> Array:
+    return -jnp.expm1(-_vp_rate(beta_min, beta_max, t))
 
 
 def _line_sine(first: Array, last: Array, t) -> Array:
@@ -222,6 +278,19 @@ def _one(t) -> Array:
 def _geometric_line(first: Array, last: Array, t) -> Array:
     t, first, last = _time(t, first, last)
     return first * (last / first) ** t
+
+
+def _proportional(rate: Array, t) -> Array:
+    t, rate = _time(t, rate)
+    return rate * t
+
+
+def _remainder(t) -> Array:
+    return 1 - _time(t)[0]
+
+
+def _itself(t) -> Array:
+    return _time(t)[0]
 
 
 def _zeros(template: PyTree) -> PyTree:

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from gensamp import noise as noising
-from gensamp.core import bind, scalar
+from gensamp.core import scalar
 
-PROCESSES = {"vp_linear": noising.vp_linear, "cosine": noising.cosine, "ve": noising.ve}
+PROCESSES = {
+    "vp_linear": noising.vp_linear, "cosine": noising.cosine, "ve": noising.ve, "sub_vp": noising.sub_vp, "edm": noising.edm,
+    "rectified_flow": noising.rectified_flow,
+}  # fmt: skip
 CONVERSIONS = {
     ("eps", "x0"): noising.eps_to_x0,
     ("x0", "eps"): noising.x0_to_eps,
@@ -23,18 +26,6 @@ CONVERSIONS = {
     ("score", "x0"): noising.score_to_x0,
     ("x0", "score"): noising.x0_to_score,
 }
-
-
-def _no_signal(t):
-    return jnp.asarray(1 - t)
-
-
-def _all_noise(t):
-    return jnp.asarray(t)
-
-
-RECTIFIED = noising.Noise(bind(_no_signal), bind(_all_noise))
-"""alpha = 1 - t, sigma = t: both ends singular."""
 
 
 def _event(dtype):
@@ -93,7 +84,7 @@ def test_a_flow_velocity_taken_for_v_is_caught():
     assert _distance(noising.v_to_x0(process, t, known["x"], velocity), x0) > 0.1
 
 
-@pytest.mark.parametrize("process", [*(make() for make in PROCESSES.values()), RECTIFIED], ids=[*PROCESSES, "rectified"])
+@pytest.mark.parametrize("process", [make() for make in PROCESSES.values()], ids=PROCESSES)
 def test_conversions_are_finite_at_both_ends(process):
     x0, eps = _event(jnp.float32)
     for t, convert in itertools.product((0.0, 1.0), CONVERSIONS.values()):
@@ -102,12 +93,18 @@ def test_conversions_are_finite_at_both_ends(process):
         assert jnp.isfinite(process.log_snr(t))
 
 
-@pytest.mark.parametrize("process", [*(make() for make in PROCESSES.values()), RECTIFIED], ids=[*PROCESSES, "rectified"])
+@pytest.mark.parametrize("process", [make() for make in PROCESSES.values()], ids=PROCESSES)
 def test_eps_and_score_are_inverse_to_each_other_even_at_the_ends(process):
     x0, eps = _event(jnp.float32)
     for t in (0.0, 1.0):
         back = noising.score_to_eps(process, t, x0, noising.eps_to_score(process, t, x0, eps))
         assert _distance(back, eps) < 1e-5
+
+
+def test_noise_without_a_level_has_a_finite_derivative():
+    """A root's gradient is infinite at zero, and times of a grid end there."""
+    for make in PROCESSES.values():
+        assert np.isfinite(jax.grad(make().sigma)(0.0))
 
 
 @pytest.mark.parametrize("name", PROCESSES)
@@ -116,7 +113,7 @@ def test_signal_falls_and_noise_rises(name):
     t = jnp.linspace(0, 1, 101)
     alpha, sigma, log_snr = (jax.vmap(f)(t) for f in (process.alpha, process.sigma, process.log_snr))
     assert (jnp.diff(alpha) <= 0).all() and (jnp.diff(sigma) > 0).all() and (jnp.diff(log_snr) < 0).all()
-    if name != "ve":
+    if name in ("vp_linear", "cosine"):
         np.testing.assert_allclose(alpha**2 + sigma**2, np.ones(101), atol=2e-6)
 
 
@@ -127,6 +124,10 @@ def test_schedules_are_those_of_the_papers():
         vp, ve, cosine = noising.vp_linear(), noising.ve(0.01, 50.0), noising.cosine(-20.0, 20.0)
         np.testing.assert_allclose([vp.alpha(t), vp.sigma(t)], [np.exp(-rate / 2), np.sqrt(1 - np.exp(-rate))], rtol=1e-12)
         np.testing.assert_allclose([ve.alpha(t), ve.sigma(t)], [1, 0.01 * 5000**t], rtol=1e-12)
+        sub_vp, edm, straight = noising.sub_vp(), noising.edm(0.02, 8.0), noising.rectified_flow()
+        np.testing.assert_allclose([sub_vp.alpha(t), sub_vp.sigma(t)], [np.exp(-rate / 2), 1 - np.exp(-rate)], rtol=1e-12)
+        np.testing.assert_allclose([edm.alpha(t), edm.sigma(t), edm.t_min], [1, 8 * t, 0.0025], rtol=1e-12)
+        np.testing.assert_allclose([straight.alpha(t), straight.sigma(t)], [1 - t, t], rtol=1e-12)
         b = np.arctan(np.exp(-10))
         a = np.arctan(np.exp(10)) - b
         np.testing.assert_allclose(cosine.log_snr(t), -2 * np.log(np.tan(a * t + b)), rtol=1e-10)
@@ -209,6 +210,8 @@ def test_new_schedule_parameters_do_not_retrace():
         lambda: noising.vp_linear(0.0, 0.0),
         lambda: noising.cosine(5.0, -5.0),
         lambda: noising.ve(0.0, 1.0),
+        lambda: noising.sub_vp(2.0, 1.0),
+        lambda: noising.edm(1.0, 0.5),
         lambda: noising.ve(float("nan"), 1.0),
     ],
 )

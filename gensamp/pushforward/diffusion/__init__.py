@@ -2,7 +2,19 @@
 
 from gensamp.pushforward.diffusion.ancestral import ancestral, ddpm
 from gensamp.pushforward.diffusion.ddim import ddim, ddim_sampler
-from gensamp.pushforward.diffusion.grids import uniform_log_snr, uniform_time
+from gensamp.pushforward.diffusion.deis import deis
+from gensamp.pushforward.diffusion.dpm_solver import dpm_solver
+from gensamp.pushforward.diffusion.dpm_solver_pp import dpm_solver_pp
+from gensamp.pushforward.diffusion.euler import euler
+from gensamp.pushforward.diffusion.exponential_sde import exponential_sde
+from gensamp.pushforward.diffusion.grids import karras, trailing, uniform_log_snr, uniform_time
+from gensamp.pushforward.diffusion.heun import heun
+from gensamp.pushforward.diffusion.lms import lms
 from gensamp.pushforward.diffusion.losses import denoiser
+from gensamp.pushforward.diffusion.model import diffusion_model
+from gensamp.pushforward.diffusion.unipc import unipc
 
-__all__ = ["ancestral", "ddim", "ddim_sampler", "ddpm", "denoiser", "uniform_log_snr", "uniform_time"]
+__all__ = [
+    "ancestral", "ddim", "ddim_sampler", "ddpm", "deis", "denoiser", "diffusion_model", "dpm_solver", "dpm_solver_pp", "euler",
+    "exponential_sde", "heun", "karras", "lms", "trailing", "uniform_log_snr", "uniform_time", "unipc",
+]  # fmt: skip

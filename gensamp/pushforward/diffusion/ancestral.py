@@ -16,28 +16,37 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from gensamp.core import Info, Model, Network, Sampler, Static, Traits, bind, scalar
+from gensamp.core import Info, Model, Network, Sampler, Static, bind, scalar
 from gensamp.nets.event import Event
-from gensamp.noise import FLOOR, Noise, eps_to_x0, x0_to_eps
+from gensamp.noise import FLOOR, Noise, root
+from gensamp.predictions import Prediction, combine
 from gensamp.pushforward.diffusion.grids import uniform_time
 from gensamp.pushforward.diffusion.losses import denoiser, denoising_init, denoising_loss
-from gensamp.pushforward.frame import enter, identity_frame, leave
+from gensamp.pushforward.diffusion.solver import guess, pose, reverse
 
-__all__ = ["ancestral", "ddpm", "finite_sampler", "guess", "model_clip", "model_grid", "posterior_variance", "root"]
+__all__ = ["ancestral", "ddpm", "model_clip", "model_grid", "posterior_variance"]
 
 
 def ancestral(
-    denoise: Any, noise: Noise, grid: Any, template: Any, *, clip: Any = None, data_variance: Any = 0.0, frame: Any = None
+    denoise: Any,
+    noise: Noise,
+    grid: Any,
+    template: Any,
+    *,
+    prediction: Prediction = "eps",
+    clip: Any = None,
+    data_variance: Any = 0.0,
+    frame: Any = None,
 ) -> Sampler:
     """The ancestral sampler of any denoiser, learned or exact.
 
     Args:
-        denoise: (t, x) -> eps_hat, like x; a Partial with its arrays bound.
+        denoise: (t, x) -> what is predicted, like x; a Partial with its arrays bound.
         noise: the process the denoiser was made for.
         grid: [num_steps + 1] times from noise to data, as `grids` makes them. Leaves.
         template: one event.
+        prediction: what the denoiser returns: "eps", "x0", "v", "score" or "velocity", see `predictions`.
         clip: (lowest, highest) value of an event's coordinates; guesses of x_0 are clipped to it. None: no clipping.
         data_variance: variance of the data in the frame's coordinates, for the scale of the start.
         frame: shift and scale in which the denoiser works (`pushforward.frame`); None: the data's own coordinates.
@@ -46,9 +55,10 @@ def ancestral(
         A finite Sampler of `num_steps` steps, one forward each.
 
     Raises:
-        ValueError: the grid is not a vector of at least two times in [0, 1] that never rise.
+        ValueError: the grid is not a vector of at least two times in [0, 1] that never rise, or starts without any signal while
+            eps or the score is predicted.
     """
-    return finite_sampler(_step, (denoise, noise), noise, grid, template, clip, data_variance, frame)
+    return reverse(pose("ancestral", denoise, noise, grid, template, prediction, clip, data_variance, frame), _step)
 
 
 def ddpm(
@@ -102,41 +112,6 @@ def posterior_variance(noise: Noise, t: Any, s: Any) -> jax.Array:
     return added * noise.sigma(s) ** 2 / jnp.maximum(noise.sigma(t) ** 2, FLOOR**2)
 
 
-def guess(noise: Noise, clip: Any, t: Any, x: Any, eps: Any) -> tuple[Any, Any]:
-    """The clean event x_0 that eps_hat implies, clipped to `clip` (two trees of bounds) or not, and the eps that fits it.
-
-    eps is recomputed from the clipped x_0: with the old one, the two no longer add up to x_t (and DDIM no longer to DDPM).
-    """
-    x0 = eps_to_x0(noise, t, x, eps)
-    if clip is None:
-        return x0, eps
-    x0 = jax.tree.map(jnp.clip, x0, *clip)
-    return x0, x0_to_eps(noise, t, x, x0)
-
-
-def finite_sampler(step, given, noise, grid, template, clip, data_variance, frame) -> Sampler:
-    """A Sampler down a time grid: step(*given, clip, times, event, key, x, index) -> (x, Info). Shared by `ddim`."""
-    event = Event.of(template)
-    if jnp.ndim(grid) != 1 or jnp.size(grid) < 2:
-        raise ValueError(f"a diffusion sampler got a grid of shape {jnp.shape(grid)}; expected [num_steps + 1] times")
-    if not isinstance(grid, jax.core.Tracer):
-        known = np.asarray(grid)
-        if not (np.all(np.diff(known) <= 0) and known[0] <= 1 and known[-1] >= 0):
-            raise ValueError(f"a diffusion sampler got the grid {known}; expected times from noise (1) down to data (0)")
-    frame = identity_frame(event.template) if frame is None else frame
-    times = jnp.asarray(grid, event.dtype)
-    if clip is not None:
-        clip = tuple(enter(frame, event.unflatten(jnp.full(event.size, bound, event.dtype))) for bound in clip)
-    return Sampler(
-        start=bind(_start, noise, times, scalar(data_variance, event.template), event),
-        init=bind(_stand),
-        step=bind(step, *given, clip, times, event),
-        position=bind(leave, frame),
-        num_steps=times.size - 1,
-        traits=Traits(law="approximate"),
-    )
-
-
 def model_grid(grid: Any, num_steps: int) -> jax.Array:
     """The grid that was given, or equal steps of time from 1 to 0."""
     return uniform_time(num_steps) if grid is None else jnp.asarray(grid)
@@ -151,36 +126,17 @@ def model_clip(clip: Any, template: Any) -> Any:
     return tuple(scalar(bound, template) for bound in clip)
 
 
-def root(variance: jax.Array) -> jax.Array:
-    """Square root whose gradient at zero is zero and not infinite, as at the last step of a grid."""
-    positive = variance > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1)), 0)
-
-
-def _start(noise, times, data_variance, event, key):
-    scale = jnp.sqrt(noise.sigma(times[0]) ** 2 + noise.alpha(times[0]) ** 2 * data_variance)
-    return jax.tree.map(lambda z: scale.astype(z.dtype) * z, event.normal(key))
-
-
-def _stand(key, z):
-    del key
-    return z
-
-
-def _step(denoise, noise, clip, times, event, key, x, index):
-    t, s = times[index], times[index + 1]
-    x0, _ = guess(noise, clip, t, x, denoise(t, x))
+def _step(problem, key, x, index):
+    noise = problem.noise
+    t, s = problem.times[index], problem.times[index + 1]
+    x0, _ = guess(problem, t, x)
     ratio = noise.alpha(t) / jnp.maximum(noise.alpha(s), FLOOR)
     # Weight of x_t in the mean; the rest goes to x_0. A step of no length at clean data has 0/0 here: it must keep x_t.
     clean = noise.sigma(t) < FLOOR
     kept = jnp.where(clean, 1, ratio * (noise.sigma(s) / jnp.maximum(noise.sigma(t), FLOOR)) ** 2)
     moved = noise.alpha(s) - kept * noise.alpha(t)
     spread = root(posterior_variance(noise, t, s))
-
-    def update(x, x0, z):
-        return kept.astype(x.dtype) * x + moved.astype(x.dtype) * x0 + spread.astype(x.dtype) * z
-
-    return jax.tree.map(update, x, x0, event.normal(key)), Info.of(forwards=1)
+    return combine(kept, x, moved, x0, spread, problem.event.normal(key)), Info.of(forwards=1)
 
 
 def _model_sampler(network, noise, grid, event, clip, prediction, params, *condition):

@@ -15,9 +15,11 @@ import jax
 
 from gensamp.core import Info, Model, Network, Sampler, Static, bind, scalar
 from gensamp.nets.event import Event
-from gensamp.noise import Noise
-from gensamp.pushforward.diffusion.ancestral import finite_sampler, guess, model_clip, model_grid, posterior_variance, root
+from gensamp.noise import Noise, root
+from gensamp.predictions import Prediction, combine
+from gensamp.pushforward.diffusion.ancestral import model_clip, model_grid, posterior_variance
 from gensamp.pushforward.diffusion.losses import denoiser, denoising_init, denoising_loss
+from gensamp.pushforward.diffusion.solver import guess, pose, reverse
 
 __all__ = ["ddim", "ddim_sampler"]
 
@@ -29,6 +31,7 @@ def ddim_sampler(
     template: Any,
     *,
     eta: Any = 0.0,
+    prediction: Prediction = "eps",
     clip: Any = None,
     data_variance: Any = 0.0,
     frame: Any = None,
@@ -36,19 +39,19 @@ def ddim_sampler(
     """The DDIM sampler of any denoiser, learned or exact.
 
     Args:
-        denoise: (t, x) -> eps_hat, like x; a Partial with its arrays bound.
         eta: 0 (deterministic) to 1 (as noisy as the ancestral sampler), a leaf.
-        noise, grid, template, clip, data_variance, frame: as for `ancestral`.
+        denoise, noise, grid, template, prediction, clip, data_variance, frame: as for `ancestral`.
 
     Returns:
         A finite Sampler of as many steps as the grid has, one forward each.
 
     Raises:
-        ValueError: eta is outside [0, 1], or the grid is not a vector of times that never rise.
+        ValueError: eta is outside [0, 1], or as for `ancestral`.
     """
     if not isinstance(eta, jax.core.Tracer) and not 0 <= float(eta) <= 1:
         raise ValueError(f"ddim got eta={eta}; expected a number from 0 (deterministic) to 1 (ancestral)")
-    return finite_sampler(_step, (scalar(eta, template), denoise, noise), noise, grid, template, clip, data_variance, frame)
+    problem = pose("ddim", denoise, noise, grid, template, prediction, clip, data_variance, frame)
+    return reverse(problem, _step, scalar(eta, template))
 
 
 def ddim(
@@ -83,16 +86,13 @@ def ddim(
     )  # fmt: skip
 
 
-def _step(eta, denoise, noise, clip, times, event, key, x, index):
-    t, s = times[index], times[index + 1]
-    x0, eps = guess(noise, clip, t, x, denoise(t, x))
+def _step(problem, eta, key, x, index):
+    noise = problem.noise
+    t, s = problem.times[index], problem.times[index + 1]
+    x0, eps = guess(problem, t, x)
     fresh = eta * root(posterior_variance(noise, t, s))
     direction = root(noise.sigma(s) ** 2 - fresh**2)
-
-    def update(x0, eps, z):
-        return noise.alpha(s).astype(x0.dtype) * x0 + direction.astype(x0.dtype) * eps + fresh.astype(x0.dtype) * z
-
-    return jax.tree.map(update, x0, eps, event.normal(key)), Info.of(forwards=1)
+    return combine(noise.alpha(s), x0, direction, eps, fresh, problem.event.normal(key)), Info.of(forwards=1)
 
 
 def _model_sampler(network, noise, grid, event, clip, eta, prediction, params, *condition):

@@ -10,13 +10,14 @@ covers the noise levels evenly and lowers the variance of the loss (Kingma et al
 A network may predict eps itself, or v = (alpha eps - sigma x_0) / r with r = sqrt(alpha^2 + sigma^2): the v of Salimans and Ho
 (2022) where r = 1, and the preconditioning of Karras et al. (2022, table 1) for a process that explodes. The loss is then taken
 on v, and eps_hat = (sigma x_t / r + alpha v_hat) / r: the noisy input goes straight through, so that a small network need not
-carry it, and high noise levels weigh more.
+carry it, and high noise levels weigh more. It may also predict x_0, or the velocity alpha' x_0 + sigma' eps, whose loss is flow
+matching's (Lipman et al. 2023, equation 9); the loss is always taken on what is predicted.
 
 Events enter the frame (`pushforward.frame`) of the first batch, and the network sees x_t / r, which has about unit variance at
 every level of every process.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ import jax.numpy as jnp
 from gensamp.core import Network, Static, bind
 from gensamp.nets.event import Event
 from gensamp.noise import Noise, diffuse
+from gensamp.predictions import combine, convert, rates
 from gensamp.pushforward.frame import enter, fit_frame
 
 __all__ = ["denoiser", "denoising_init", "denoising_loss"]
@@ -36,14 +38,26 @@ def denoising_init(network: Network, conditional: bool) -> Any:
 
 def denoising_loss(network: Network, noise: Noise, template: Any, conditional: bool, prediction: str) -> Any:
     """Model.loss: one forward per event. Metric: "denoising_error", the loss, about 1 for a network that returns zero."""
-    if prediction not in ("eps", "v"):
-        raise ValueError(f"prediction is {prediction!r}; expected 'eps' or 'v', what the network is to return")
+    if prediction not in ("eps", "v", "x0", "velocity"):
+        raise ValueError(
+            f"prediction is {prediction!r}; expected 'eps', 'v', 'x0' or 'velocity', what the network is to return"
+        )
     return bind(_loss, network, noise, Event.of(template), Static((conditional, prediction)))
 
 
-def denoiser(network: Network, noise: Noise, params: Any, condition: tuple = (), prediction: str = "v") -> Any:
-    """The trained network as (t, x) -> eps_hat in the frame's coordinates, for any sampler that takes a denoiser."""
-    return bind(_predicted_eps, network, noise, params["network"], condition, Static(prediction))
+def denoiser(
+    network: Network,
+    noise: Noise,
+    params: Any,
+    condition: tuple = (),
+    prediction: str = "v",
+    returns: Literal["eps", "x0", "velocity"] = "eps",
+) -> Any:
+    """The trained network as (t, x) -> eps_hat, or x0_hat, in the frame's coordinates, for any sampler that takes a denoiser.
+
+    From v or the velocity no way is singular; that from eps to x0 divides by alpha, that from x0 to eps by sigma.
+    """
+    return bind(_predicted, network, noise, params["network"], condition, Static((prediction, returns)))
 
 
 def _init(network, conditional, key, batch):
@@ -65,7 +79,7 @@ def _loss(network, noise, event, options, params, state, key, batch):
 
     def one(key, t, x, *condition):
         eps, x0 = event.normal(key), enter(frame, x)
-        wanted = eps if prediction == "eps" else _scaled(noise, t, diffuse(noise, t, eps, jax.tree.map(jnp.negative, x0)))
+        wanted = _wanted(noise, t, x0, eps, prediction)
         found = network.apply(params["network"], _scaled(noise, t, diffuse(noise, t, x0, eps)), t, *condition)
         return jnp.square(event.flatten(found) - event.flatten(wanted)).mean()
 
@@ -81,11 +95,27 @@ def _split(conditional, batch):
     return batch[0], (batch[1],)
 
 
-def _predicted_eps(network, noise, weights, condition, prediction, t, x):
-    found = network.apply(weights, _scaled(noise, t, x), t, *condition)
-    if prediction.value == "eps":
-        return found
-    return _scaled(noise, t, diffuse(noise, t, found, _scaled(noise, t, x)))
+def _wanted(noise, t, x0, eps, prediction):
+    """What the network is to return for an event x_0 noised with eps."""
+    if prediction == "v":
+        return _scaled(noise, t, diffuse(noise, t, eps, jax.tree.map(jnp.negative, x0)))
+    if prediction == "velocity":
+        alpha_rate, sigma_rate = rates(noise, t)
+        return combine(alpha_rate, x0, sigma_rate, eps)
+    return {"eps": eps, "x0": x0}[prediction]
+
+
+def _predicted(network, noise, weights, condition, options, t, x):
+    prediction, returns = options.value
+    scaled = _scaled(noise, t, x)
+    found = network.apply(weights, scaled, t, *condition)
+    if prediction != "v":
+        return convert(noise, t, x, found, prediction, returns)
+    # A network's v is divided by r, and then the ways back are v_to_eps and v_to_x0 with r in two places.
+    if returns == "x0":
+        return _scaled(noise, t, combine(noise.alpha(t), scaled, -noise.sigma(t), found))
+    eps = _scaled(noise, t, diffuse(noise, t, found, scaled))
+    return eps if returns == "eps" else convert(noise, t, x, eps, "eps", returns)
 
 
 def _scaled(noise, t, x):

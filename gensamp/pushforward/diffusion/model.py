@@ -1,0 +1,101 @@
+"""A diffusion model that draws with any solver: the training of `ddpm`, the arithmetic of `solver`s.
+
+The loss and the parameters are those of `ddpm` and `ddim`; what differs is how the reversed diffusion is solved, so parameters
+fitted under one solver are used with another, and a comparison of solvers trains once. The solver is given the network's
+velocity if that is what it predicts, else its guess of x_0, which v reaches without dividing by alpha. Row "diffusion" of the
+table.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from gensamp.core import Model, Network, Sampler, Static, bind, scalar
+from gensamp.nets.event import Event
+from gensamp.noise import Noise
+from gensamp.pushforward.diffusion.ancestral import model_clip
+from gensamp.pushforward.diffusion.grids import uniform_log_snr
+from gensamp.pushforward.diffusion.losses import denoiser, denoising_init, denoising_loss
+from gensamp.pushforward.diffusion.unipc import unipc
+
+__all__ = ["diffusion_model"]
+
+
+def diffusion_model(
+    network: Network,
+    noise: Noise,
+    *,
+    template: Any,
+    solver: Callable[..., Sampler] = unipc,
+    num_steps: int = 20,
+    grid: Any = None,
+    clip: Any = None,
+    prediction: Literal["eps", "v", "x0", "velocity"] = "v",
+    conditional: bool = False,
+    **options: Any,
+) -> Model:
+    """A denoising diffusion model drawn from by a solver of one's choice.
+
+    Args:
+        network, noise, template, clip, conditional: as for `ddpm`.
+        prediction: what the network returns, see `losses`.
+        solver: `unipc`, `dpm_solver_pp`, `heun`, ... or any function of their signature, at the top level of a module.
+        num_steps: steps of the grid, equally spaced in log-SNR from 1 to noise.t_min; ignored when a grid is given.
+        grid: [steps + 1] times, as `grids` makes them.
+        options: the solver's own keywords, such as order=3 (static) or eta=1.0 (floats are leaves).
+
+    Returns:
+        Model; one forward per event in a loss; those of the solver in a draw.
+
+    Raises:
+        ValueError: the solver refuses the grid, the process or an option.
+
+    Example:
+        diffusion_model(network, noise.cosine(), template=template, solver=dpm_solver_pp, order=3, num_steps=15)
+    """
+    event = Event.of(template)
+    grid = uniform_log_snr(noise, num_steps) if grid is None else grid
+    static = {name: value for name, value in options.items() if isinstance(value, str | int)}
+    leaves = {
+        name: tuple(scalar(v, event.template) for v in value) if isinstance(value, tuple) else scalar(value, event.template)
+        for name, value in options.items()
+        if name not in static
+    }
+    bounds = model_clip(clip, event.template)
+    # What the solver would refuse is better refused before the model is trained.
+    solver(bind(_unasked), noise, grid, event.template, prediction="x0", clip=bounds, **options)
+    return Model(
+        init=denoising_init(network, conditional),
+        loss=denoising_loss(network, noise, template, conditional, prediction),
+        sampler=bind(
+            _model_sampler,
+            network,
+            noise,
+            grid,
+            event,
+            bounds,
+            Static((solver, prediction, tuple(sorted(static.items())))),
+            leaves,
+        ),
+    )
+
+
+def _unasked(t, x):
+    del t
+    return x
+
+
+def _model_sampler(network, noise, grid, event, clip, static, leaves, params, *condition):
+    solver, prediction, options = static.value
+    returns = "velocity" if prediction == "velocity" else "x0"
+    return solver(
+        denoiser(network, noise, params, condition, prediction, returns),
+        noise,
+        grid,
+        event.template,
+        prediction=returns,
+        clip=clip,
+        data_variance=1.0,
+        frame={"shift": params["shift"], "scale": params["scale"]},
+        **dict(options),
+        **leaves,
+    )
