@@ -1,44 +1,53 @@
-"""Affine coupling layers: an invertible map R^d -> R^d with a triangular Jacobian (Dinh et al. 2017, equations 4-9).
+"""Coupling layers: an invertible map R^d -> R^d with a triangular Jacobian (Dinh et al. 2017, equations 4-9).
 
-One layer keeps the coordinates of a mask b and moves the others by a function of the kept ones,
+One layer keeps the coordinates of a mask b and moves the others by an increasing map tau of one number each, whose parameters
+are a function of the kept ones,
 
-    y = b z + (1 - b) (z exp(s) + m),    (s, m) = net(b z),    log |dy/dz| = sum of (1 - b) s,
+    y = b z + (1 - b) tau(z; net(b z)),    log |dy/dz| = sum of (1 - b) log tau'(z),
 
-so the inverse costs what the forward map costs and the net is never inverted. Layers share one shape and are stacked along a
-leading axis and scanned, so the compilation does not grow with their number. The log scale is bounded, s = c tanh(a / c), with
-c = 2: an unbounded one overflows in the first steps of a fit far from its target. The nets end in zeros: the map starts as the
-identity.
+so the inverse costs what the forward map costs and the net is never inverted. tau is affine in RealNVP and a rational-quadratic
+spline in neural spline flows (`monotone.py`). Layers share one shape and are stacked along a leading axis and scanned, so the
+compilation does not grow with their number. The nets end in zeros: the map starts as the identity.
 """
 
-from typing import Any, NamedTuple
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import register_dataclass
 from jaxtyping import Array, Float
 
 from gensamp.core import Static, bind
+from gensamp.nets.monotone import Affine, Monotone, Spline
 
-__all__ = ["Couplings", "affine_couplings"]
-
-_BOUND = 2.0
+__all__ = ["Bijection", "affine_couplings", "spline_couplings"]
 
 
-class Couplings(NamedTuple):
-    """An invertible map as three functions; the map costs one forward of every layer in either direction.
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class Bijection:
+    """An invertible map of vectors as functions.
 
     init: (key) -> params. forward: (params, z [d]) -> (y [d], log |dy/dz|). inverse: (params, y [d]) -> (z [d], log |dz/dy|).
+    adapt: (params, batch of y [events, d]) -> params, an initialisation that looks at data, or None. forward_passes,
+    inverse_passes: what a direction costs, in passes through all layers.
     """
 
-    init: jax.tree_util.Partial
-    forward: jax.tree_util.Partial
-    inverse: jax.tree_util.Partial
+    init: Any
+    forward: Any
+    inverse: Any
+    adapt: Any = None
+    forward_passes: int = dataclasses.field(default=1, metadata={"static": True})
+    inverse_passes: int = dataclasses.field(default=1, metadata={"static": True})
 
 
 def affine_couplings(
     size: int, *, num_layers: int = 8, width: int = 64, depth: int = 2, seed: int = 0, dtype: Any = None
-) -> Couplings:
+) -> Bijection:
     """A stack of affine couplings over vectors [size].
 
     Args:
@@ -51,18 +60,46 @@ def affine_couplings(
     Raises:
         ValueError: a number is not positive.
     """
+    return _couplings("affine_couplings", Affine(), size, num_layers, width, depth, seed, dtype)
+
+
+def spline_couplings(
+    size: int,
+    *,
+    num_bins: int = 8,
+    bound: float | int = 4.0,
+    num_layers: int = 4,
+    width: int = 64,
+    depth: int = 2,
+    seed: int = 0,
+    dtype: Any = None,
+) -> Bijection:
+    """A stack of rational-quadratic spline couplings over vectors [size] (Durkan et al. 2019).
+
+    Args:
+        num_bins: bins of each spline. bound: the splines live on [-bound, bound] and are the identity outside.
+        size, num_layers, width, depth, seed, dtype: as for `affine_couplings`; with d = 1 the splines are still free.
+
+    Raises:
+        ValueError: a number is not positive, or there are fewer than two bins.
+    """
+    return _couplings("spline_couplings", Spline(num_bins, bound), size, num_layers, width, depth, seed, dtype)
+
+
+def _couplings(name, monotone, size, num_layers, width, depth, seed, dtype) -> Bijection:
     if min(size, num_layers, width, depth) < 1:
         raise ValueError(
-            f"affine_couplings got size={size}, num_layers={num_layers}, width={width}, depth={depth}; expected all positive"
+            f"{name} got size={size}, num_layers={num_layers}, width={width}, depth={depth}; expected all positive"
         )
-    net = Static(_Conditioner(size, width, depth))
+    net = Static(_Conditioner(size, monotone, width, depth))
     masks = Static(_halves(size, num_layers, seed))
     dtype = jnp.dtype(jnp.result_type(float) if dtype is None else dtype)
-    return Couplings(bind(_init, net, masks, Static(dtype)), bind(_forward, net, masks), bind(_inverse, net, masks))
+    return Bijection(bind(_init, net, masks, Static(dtype)), bind(_forward, net, masks), bind(_inverse, net, masks))
 
 
 class _Conditioner(nn.Module):
     size: int
+    monotone: Monotone
     width: int
     depth: int
 
@@ -71,8 +108,8 @@ class _Conditioner(nn.Module):
         h, precision = kept, {"dtype": kept.dtype, "param_dtype": kept.dtype}
         for _ in range(self.depth):
             h = nn.silu(nn.Dense(self.width, **precision)(h))
-        raw, move = jnp.split(nn.Dense(2 * self.size, kernel_init=nn.initializers.zeros, **precision)(h), 2)
-        return _BOUND * jnp.tanh(raw / _BOUND), move
+        shape = (self.monotone.num_raw, self.size)
+        return nn.Dense(shape[0] * shape[1], kernel_init=nn.initializers.zeros, **precision)(h).reshape(shape)
 
 
 def _halves(size: int, num_layers: int, seed: int) -> tuple[tuple[bool, ...], ...]:
@@ -92,22 +129,18 @@ def _init(net, masks, dtype, key):
 
 
 def _forward(net, masks, params, z: Float[Array, " d"]):
-    def layer(carry, at):
-        z, total = carry
-        mask, weights = at
-        log_scale, move = net.value.apply({"params": weights}, jnp.where(mask, z, 0))
-        y = jnp.where(mask, z, z * jnp.exp(log_scale) + move)
-        return (y, total + jnp.where(mask, 0, log_scale).sum()), None
-
-    return jax.lax.scan(layer, (z, jnp.zeros((), z.dtype)), (jnp.array(masks.value), params))[0]
+    return _through(net, masks, params, z, net.value.monotone.forward, reverse=False)
 
 
 def _inverse(net, masks, params, y: Float[Array, " d"]):
-    def layer(carry, at):
-        y, total = carry
-        mask, weights = at
-        log_scale, move = net.value.apply({"params": weights}, jnp.where(mask, y, 0))
-        z = jnp.where(mask, y, (y - move) * jnp.exp(-log_scale))
-        return (z, total - jnp.where(mask, 0, log_scale).sum()), None
+    return _through(net, masks, params, y, net.value.monotone.inverse, reverse=True)
 
-    return jax.lax.scan(layer, (y, jnp.zeros((), y.dtype)), (jnp.array(masks.value), params), reverse=True)[0]
+
+def _through(net, masks, params, x, move, reverse):
+    def layer(carry, at):
+        x, total = carry
+        mask, weights = at
+        moved, log_derivative = move(net.value.apply({"params": weights}, jnp.where(mask, x, 0)), x)
+        return (jnp.where(mask, x, moved), total + jnp.where(mask, 0, log_derivative).sum()), None
+
+    return jax.lax.scan(layer, (x, jnp.zeros((), x.dtype)), (jnp.array(masks.value), params), reverse=reverse)[0]
