@@ -240,4 +240,4 @@ def _low_energy(draws: Draws) -> list[int]:
     energy = np.asarray(draws.info.extra["energy"], np.float64)
     if energy.shape[1] < 4 or not np.isfinite(energy).all():
         return []
-    return np.flatnonzero(array_stats.bfmi(energy, chain_axis=0, draw_axis=1) < LOW_ENERGY).tolist()
+    return np.flatnonzero(np.asarray(array_stats.bfmi(energy, chain_axis=0, draw_axis=1)) < LOW_ENERGY).tolist()

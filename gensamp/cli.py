@@ -88,6 +88,7 @@ def _list() -> int:
     from gensamp import registry, targets
 
     rows = [[name, _what(targets.make(name))] for name in targets.names()]
+    rows += [[name, "data (images, from GENSAMP_DATA or downloaded)"] for name in targets.data_sets()]
     sys.stdout.write(tabulate(rows, ["target", "known by"]) + "\n\n")
     samplers = [
         [entry.name, entry.half, entry.title, ", ".join(entry.needs), "yes" if entry.default else ""]

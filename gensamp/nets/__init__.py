@@ -2,8 +2,13 @@
 
 from gensamp.nets.adapters import from_equinox, from_linen, from_nnx
 from gensamp.nets.couplings import affine_couplings
+from gensamp.nets.critic import critic, generator
 from gensamp.nets.event import Event
-from gensamp.nets.mlp import mlp
+from gensamp.nets.mlp import feedforward, mlp
+from gensamp.nets.transformer import transformer
 from gensamp.nets.unet import unet
 
-__all__ = ["Event", "affine_couplings", "from_equinox", "from_linen", "from_nnx", "mlp", "unet"]
+__all__ = [
+    "Event", "affine_couplings", "critic", "feedforward", "from_equinox", "from_linen", "from_nnx", "generator", "mlp",
+    "transformer", "unet",
+]  # fmt: skip

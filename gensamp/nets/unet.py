@@ -1,12 +1,17 @@
-"""A small residual U-Net for images of one event [height, width, channels], with time and, optionally, a class.
+"""A residual U-Net for images of one event [height, width, channels], with time and, optionally, a class.
 
 Residual blocks (group norm, silu, convolution, twice) with the time embedding added between the convolutions, one average
 pooling per level on the way down, nearest-neighbour doubling and a skip connection per level on the way up (Ho et al. 2020,
-appendix B, after Ronneberger et al. 2015, without attention). Group norm and no batch norm, so an event's output depends on no
-other event. The last convolution starts at zero: an untrained denoiser predicts zero noise.
+appendix B, after Ronneberger et al. 2015). Levels may add self-attention over their pixels after every block, as Ho et al. do
+at 16 x 16: its cost grows with the fourth power of the side, so it belongs to the low resolutions. A class is embedded and
+added to the time (Nichol and Dhariwal 2021). Group norm and no batch norm, so an event's output depends on no other event. The
+last convolution starts at zero, an untrained denoiser predicts zero noise; so does what attention adds.
 
 A 3 x 3 convolution is written as nine shifted copies side by side and one matrix product: on CPU XLA computes the gradient
 of a convolution's kernel slowly, and a matrix product's fast; see `convolution` below for the other form.
+
+Arithmetic can be asked for in another precision (`compute=jnp.bfloat16`): parameters, statistics of norms, attention's softmax,
+features of time and the output keep the event's.
 """
 
 from typing import Any, Literal
@@ -15,6 +20,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from gensamp.core import Network, Static, as_template, bind
+from gensamp.nets.attention import self_attention
+from gensamp.nets.convolution import Convolution, check_form, double, group_norm, halve
 from gensamp.nets.event import Event
 from gensamp.nets.mlp import time_features
 
@@ -27,8 +34,11 @@ def unet(
     width: int = 32,
     multipliers: tuple[int, ...] = (1, 2),
     num_blocks: int = 1,
+    attention: tuple[int, ...] = (),
+    num_heads: int = 4,
     num_classes: int | None = None,
     convolution: Literal["patches", "xla"] = "patches",
+    compute: Any = None,
 ) -> Network:
     """A denoiser over images: apply(params, x, t) or apply(params, x, t, condition) -> like x.
 
@@ -36,15 +46,18 @@ def unet(
         template: one image [height, width, channels]; both sides divisible by 2 ** (len(multipliers) - 1).
         width: channels of the finest level. multipliers: channels of each level in units of `width`.
         num_blocks: residual blocks per level, on the way down and on the way up.
+        attention: levels whose blocks attend, 0 being the finest: (2, 3) of four levels. num_heads divides their channels.
         num_classes: given, the network takes a third input, an integer label in [0, num_classes) of shape [].
         convolution: "patches" (one matrix product over shifted copies: trains faster on CPU, holds nine copies of the
             activations) or "xla" (the compiler's convolution).
+        compute: dtype of the arithmetic, such as jnp.bfloat16; None: the event's.
 
     Returns:
         Network over ONE image; t is a scalar in [0, 1]. The output has the dtype of x.
 
     Raises:
-        ValueError: the template is not one [height, width, channels] array, or its sides do not divide.
+        ValueError: the template is not one [height, width, channels] array, its sides do not divide, a level of attention does
+            not exist, or its channels do not divide among the heads.
     """
     template = as_template(template)
     factor = 2 ** (len(multipliers) - 1)
@@ -54,41 +67,47 @@ def unet(
             f"unet got a template of shape {shape}; expected one image [height, width, channels] with sides divisible by "
             f"{factor} (pass fewer multipliers, or use mlp)"
         )
-    if convolution not in ("patches", "xla"):
-        raise ValueError(f"unet got convolution={convolution!r}; expected 'patches' or 'xla'")
-    module = Static(_UNet(shape[2], width, tuple(multipliers), num_blocks, num_classes, convolution))
-    return Network(bind(_init, module, Event.of(template)), bind(_apply, module))
-
-
-class _Convolution(nn.Module):
-    """A 3 x 3 convolution with zero padding of one image [height, width, channels]."""
-
-    features: int
-    form: str
-    zero: bool = False
-
-    @nn.compact
-    def __call__(self, x):
-        initial = nn.initializers.zeros if self.zero else nn.initializers.lecun_normal()
-        if self.form == "xla":
-            return nn.Conv(self.features, (3, 3), dtype=x.dtype, param_dtype=x.dtype, kernel_init=initial)(x)
-        height, width, _ = x.shape
-        padded = jnp.pad(x, ((1, 1), (1, 1), (0, 0)))
-        patches = [padded[i : i + height, j : j + width] for i in range(3) for j in range(3)]
-        stacked = jnp.concatenate(patches, axis=-1)
-        return nn.Dense(self.features, dtype=x.dtype, param_dtype=x.dtype, kernel_init=initial)(stacked)
+    check_form(convolution, "unet")
+    if any(not 0 <= level < len(multipliers) or width * multipliers[level] % num_heads for level in attention):
+        raise ValueError(
+            f"unet got attention={attention} with {num_heads} heads; expected levels among 0 to {len(multipliers) - 1} whose "
+            f"channels, {tuple(width * m for m in multipliers)}, are divisible by num_heads"
+        )
+    event = Event.of(template)
+    module = _UNet(
+        shape[2], width, tuple(multipliers), num_blocks, tuple(attention), num_heads, num_classes, convolution, event.dtype,
+        compute or event.dtype,
+    )  # fmt: skip
+    return Network(bind(_init, Static(module), event), bind(_apply, Static(module)))
 
 
 class _Block(nn.Module):
     features: int
     form: str
+    num_heads: int
+    dtype: Any
 
     @nn.compact
     def __call__(self, x, embedding):
-        h = _Convolution(self.features, self.form)(nn.silu(_group_norm(x)))
-        h = h + nn.Dense(self.features, dtype=x.dtype, param_dtype=x.dtype)(embedding)[None, None, :]
-        h = _Convolution(self.features, self.form)(nn.silu(_group_norm(h)))
-        return h + (x if x.shape[-1] == self.features else nn.Dense(self.features, dtype=x.dtype, param_dtype=x.dtype)(x))
+        precision = {"dtype": x.dtype, "param_dtype": self.dtype}
+        h = Convolution(self.features, self.form, param_dtype=self.dtype)(nn.silu(group_norm(x, self.dtype)))
+        h = h + nn.Dense(self.features, **precision)(embedding)[None, None, :]
+        h = Convolution(self.features, self.form, param_dtype=self.dtype)(nn.silu(group_norm(h, self.dtype)))
+        h = h + (x if x.shape[-1] == self.features else nn.Dense(self.features, **precision)(x))
+        return _Attention(self.num_heads, self.dtype)(h) if self.num_heads else h
+
+
+class _Attention(nn.Module):
+    """h plus what its pixels tell each other; nothing at first."""
+
+    num_heads: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, h):
+        tokens = group_norm(h, self.dtype).reshape(-1, h.shape[-1])
+        told = self_attention(tokens, self.num_heads, self.dtype, zero=True)
+        return h + told.reshape(h.shape)
 
 
 class _UNet(nn.Module):
@@ -96,44 +115,39 @@ class _UNet(nn.Module):
     width: int
     multipliers: tuple[int, ...]
     num_blocks: int
+    attention: tuple[int, ...]
+    num_heads: int
     num_classes: int | None
     form: str
+    dtype: Any
+    compute: Any
 
     @nn.compact
     def __call__(self, x, t, *condition):
+        precision = {"dtype": self.compute, "param_dtype": self.dtype}
         size = 4 * self.width
-        embedding = nn.Dense(size, dtype=x.dtype, param_dtype=x.dtype)(time_features(t.astype(x.dtype), size))
+        embedding = nn.Dense(size, **precision)(time_features(t.astype(self.dtype), size))
         if self.num_classes is not None:
-            embedding = embedding + nn.Embed(self.num_classes, size, dtype=x.dtype, param_dtype=x.dtype)(condition[0])
+            embedding = embedding + nn.Embed(self.num_classes, size, **precision)(condition[0])
         embedding = nn.silu(embedding)
 
-        h, skips = _Convolution(self.width, self.form)(x), []
-        for level, multiplier in enumerate(self.multipliers):
+        def block(level):
+            heads = self.num_heads if level in self.attention else 0
+            return _Block(self.width * self.multipliers[level], self.form, heads, self.dtype)
+
+        h, skips = Convolution(self.width, self.form, param_dtype=self.dtype)(x.astype(self.compute)), []
+        for level in range(len(self.multipliers)):
             if level:
-                h = _halve(h)
+                h = halve(h)
             for _ in range(self.num_blocks):
-                h = _Block(self.width * multiplier, self.form)(h, embedding)
+                h = block(level)(h, embedding)
             skips.append(h)
-        for level, multiplier in reversed(list(enumerate(self.multipliers))):
-            h = h if level == len(self.multipliers) - 1 else jnp.concatenate([_double(h), skips[level]], axis=-1)
+        for level in reversed(range(len(self.multipliers))):
+            h = h if level == len(self.multipliers) - 1 else jnp.concatenate([double(h), skips[level]], axis=-1)
             for _ in range(self.num_blocks):
-                h = _Block(self.width * multiplier, self.form)(h, embedding)
-        return _Convolution(self.channels, self.form, zero=True)(nn.silu(_group_norm(h)))
-
-
-def _group_norm(x):
-    # A leading axis of one event, because the layer takes its first axis for the batch.
-    groups = next(g for g in (8, 4, 2, 1) if x.shape[-1] % g == 0)
-    return nn.GroupNorm(num_groups=groups, dtype=x.dtype, param_dtype=x.dtype)(x[None])[0]
-
-
-def _halve(x):
-    height, width, channels = x.shape
-    return x.reshape(height // 2, 2, width // 2, 2, channels).mean((1, 3))
-
-
-def _double(x):
-    return jnp.repeat(jnp.repeat(x, 2, axis=0), 2, axis=1)
+                h = block(level)(h, embedding)
+        h = nn.silu(group_norm(h, self.dtype))
+        return Convolution(self.channels, self.form, zero=True, param_dtype=self.dtype)(h).astype(self.dtype)
 
 
 def _init(module, event, key):

@@ -1,27 +1,28 @@
-"""Gaussian variational autoencoder (Kingma and Welling 2014; Rezende, Mohamed and Wierstra 2014).
+"""Variational autoencoder (Kingma and Welling 2014; Rezende, Mohamed and Wierstra 2014).
 
-    z ~ N(0, I_k),    x | z ~ N(mean(z), diag sigma^2),    q(z | x) = N(m(x), diag s(x)^2)
+    z ~ N(0, I_k),    x | z ~ p(x | decoder(z)),    q(z | x) = N(m(x), diag s(x)^2)
     ELBO(x) = E_q log p(x | z) - KL(q(z | x) || N(0, I)) <= log p(x)          (their equation 3; the KL in closed form)
 
-The noise sigma is learned, one for the event or one per coordinate: with it fixed at 1, as is often done, the bound measures
-squared error and the draws are blurred by more noise than the data have. Row "VAE" of the table: start from the prior, one
-learned stochastic step.
+The law of the last step is one of `likelihoods`. Two changes of the objective, each an option:
+
+    importance weights    E_q log 1/n sum_i p(x, z_i) / q(z_i | x), between the ELBO and log p(x)   (Burda et al. 2016, eq. 8)
+    free bits             KL_j replaced by max(KL_j, lambda) for every latent coordinate j          (Kingma et al. 2016, eq. 15)
+
+Row "VAE" of the table: start from the prior, one learned stochastic step.
 """
 
 from typing import Any, Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from gensamp.core import Info, Model, Sampler, Static, Traits, bind, scalar
 from gensamp.nets.event import Event
-from gensamp.pushforward.frame import enter, fit_frame, leave, log_volume
+from gensamp.nets.mlp import feedforward
+from gensamp.pushforward.frame import enter, fit_frame
+from gensamp.pushforward.likelihoods import Likelihood, gaussian
 
 __all__ = ["vae"]
-
-_RATE = 10.0
-"""An optimiser that moves every number alike would take most of a fit to move a log scale by two."""
 
 
 def vae(
@@ -30,9 +31,12 @@ def vae(
     latent_dim: int = 8,
     width: int = 256,
     depth: int = 2,
-    variance: Literal["shared", "coordinate"] = "coordinate",
+    variance: Literal["shared", "coordinate", "predicted"] = "coordinate",
     smallest_scale: float = 1e-2,
+    likelihood: Likelihood | None = None,
     dequantise: Any = 0.0,
+    num_importance: int = 1,
+    free_bits: float | int = 0.0,
     draws: Literal["event", "mean"] = "event",
 ) -> Model:
     """A VAE over events of any shape (images and trees are flattened).
@@ -40,102 +44,103 @@ def vae(
     Args:
         template: one event. latent_dim: k. width, depth: hidden units and layers of encoder and decoder; depth 0 makes both
             linear.
-        variance: one learned observation noise per coordinate, or one that all share.
-        smallest_scale: lower bound of the observation noise in units of the data's spread; without one a coordinate that the
-            decoder predicts exactly drives the likelihood to infinity.
-        dequantise: for data on a lattice, the width of a cell; training adds uniform noise in one cell.
+        variance, smallest_scale: of a Gaussian observation noise, see `likelihoods.gaussian`.
+        likelihood: another law of events, such as `likelihoods.discretised_logistic`; the two above are then not used.
+        dequantise: for data on a lattice under a Gaussian, the width of a cell; training adds uniform noise in one cell.
+        num_importance: n of the importance-weighted bound; 1 is the ELBO.
+        free_bits: lambda, nats per latent coordinate that cost nothing, averaged over the batch.
         draws: "event" draws from the model's law, observation noise included; "mean" returns the decoder's mean, which looks
             cleaner and is not a draw from any law the model has a bound for.
 
     Returns:
-        Model without log_density (only a bound is known). Samplers cost one forward per draw. Metrics, means per event in nats:
-        "elbo", "kl", "reconstruction" (log p(x | z)); loss = -elbo = kl - reconstruction.
+        Model without log_density (only a bound is known). Samplers cost one forward per draw, a loss 1 + num_importance per
+        event. Metrics, means per event in nats: "elbo", "kl", "reconstruction" (log p(x | z)), and "bound", which training
+        raises: loss = -bound, plus what the free bits add. Free bits never enter the bounds that are reported.
 
     Raises:
-        ValueError: a size is not positive, or an option is unknown.
+        ValueError: a size is not positive, an option is unknown, or two options exclude each other.
     """
     event = Event.of(template)
-    if latent_dim < 1 or width < 1 or depth < 0:
-        raise ValueError(f"vae got latent_dim={latent_dim}, width={width}, depth={depth}; expected positive sizes, depth >= 0")
-    if variance not in ("shared", "coordinate") or draws not in ("event", "mean"):
-        raise ValueError(f"vae got variance={variance!r}, draws={draws!r}; expected shared or coordinate, event or mean")
+    if latent_dim < 1 or width < 1 or depth < 0 or num_importance < 1:
+        raise ValueError(
+            f"vae got latent_dim={latent_dim}, width={width}, depth={depth}, num_importance={num_importance}; expected "
+            "positive sizes, depth >= 0"
+        )
+    if draws not in ("event", "mean"):
+        raise ValueError(f"vae got draws={draws!r}; expected event or mean")
+    if free_bits and (num_importance > 1 or free_bits < 0):
+        raise ValueError(
+            f"vae got free_bits={free_bits} with num_importance={num_importance}; expected a number of at least 0, and 0 "
+            "beside importance weights, whose bound has no term of each coordinate"
+        )
+    likelihood = gaussian(template, variance=variance, smallest_scale=smallest_scale) if likelihood is None else likelihood
+    options = {"width": width, "depth": depth, "dtype": event.dtype}
     # The encoder starts at the prior, where the KL is zero.
-    encoder = _Feedforward(2 * latent_dim, width, depth, nn.initializers.zeros)
-    parts = Static((encoder, _Feedforward(event.size, width, depth), latent_dim))
-    smallest = scalar(smallest_scale, event.template)
+    encoder = feedforward(event.size, 2 * latent_dim, zero=True, **options)
+    decoder = feedforward(latent_dim, likelihood.numbers * event.size, **options)
     return Model(
-        init=bind(_init, parts, event, Static(event.size if variance == "coordinate" else 1)),
-        loss=bind(_loss, parts, event, smallest, scalar(dequantise, event.template)),
-        sampler=bind(_sampler, parts, event, smallest, Static(draws)),
-        forwards=2,
-    )
+        init=bind(_init, encoder, decoder, likelihood, event),
+        loss=bind(
+            _loss, encoder, decoder, likelihood, event, Static(num_importance), scalar(dequantise, event.template),
+            scalar(free_bits, event.template),
+        ),
+        sampler=bind(_sampler, decoder, likelihood, event, Static((latent_dim, draws))),
+        forwards=1 + num_importance,
+    )  # fmt: skip
 
 
-class _Feedforward(nn.Module):
-    features: int
-    width: int
-    depth: int
-    last: Any = nn.initializers.lecun_normal()
-
-    @nn.compact
-    def __call__(self, h):
-        for _ in range(self.depth):
-            h = nn.silu(nn.Dense(self.width, dtype=h.dtype, param_dtype=h.dtype)(h))
-        return nn.Dense(self.features, dtype=h.dtype, param_dtype=h.dtype, kernel_init=self.last)(h)
-
-
-def _init(parts, event, num_scales, key, batch):
+def _init(encoder, decoder, likelihood, event, key, batch):
     if batch is None:
         raise ValueError("vae got no data; expected a batch of events to learn from")
     event.check(batch)
-    encoder, decoder, latent_dim = parts.value
     key_encoder, key_decoder = jax.random.split(key)
     return {
-        "encoder": encoder.init(key_encoder, jnp.zeros(event.size, event.dtype))["params"],
-        "decoder": decoder.init(key_decoder, jnp.zeros(latent_dim, event.dtype))["params"],
-        "log_scale": jnp.zeros(num_scales.value, event.dtype),
+        "encoder": encoder.init(key_encoder), "decoder": decoder.init(key_decoder), **likelihood.init(),
         "frame": fit_frame(batch),
-    }, ()
+    }, ()  # fmt: skip
 
 
-def _noise_scale(event, smallest, params):
-    # A smooth bound from below, so the gradient never dies there.
-    scale = smallest + jnp.exp(_RATE * params["log_scale"])
-    return jnp.broadcast_to(scale, (event.size,))
-
-
-def _loss(parts, event, smallest, dequantise, params, state, key, batch):
-    encoder, decoder, latent_dim = parts.value
+def _loss(encoder, decoder, likelihood, event, num_importance, dequantise, free_bits, params, state, key, batch):
     frame = jax.lax.stop_gradient(params["frame"])
-    scale = _noise_scale(event, smallest, params)
-    volume = log_volume(frame, event.template)
 
     def one(key, x):
         key_cell, key_latent = jax.random.split(key)
         cell = event.unflatten(jax.random.uniform(key_cell, (event.size,), event.dtype, minval=-0.5, maxval=0.5))
-        y = event.flatten(enter(frame, jax.tree.map(lambda a, u: a + dequantise * u, x, cell)))
-        mean, raw = jnp.split(encoder.apply({"params": params["encoder"]}, y), 2)
+        x = jax.tree.map(lambda a, u: a + dequantise * u, x, cell)
+        mean, raw = jnp.split(encoder.apply(params["encoder"], event.flatten(enter(frame, x))), 2)
         # A spread in (0, 2): a posterior much wider than the prior never pays, and an unbounded one overflows on outliers.
         log_spread = jax.nn.log_sigmoid(raw) + jnp.log(2.0).astype(raw.dtype)
-        z = mean + jnp.exp(log_spread) * jax.random.normal(key_latent, (latent_dim,), event.dtype)
-        error = (y - decoder.apply({"params": params["decoder"]}, z)) / scale
-        constant = event.size * jnp.log(2 * jnp.pi).astype(event.dtype)
-        reconstruction = -0.5 * (jnp.square(error).sum() + constant) - jnp.log(scale).sum() - volume
-        kl = 0.5 * (jnp.square(mean) + jnp.exp(2 * log_spread) - 2 * log_spread - 1).sum()
-        return reconstruction, kl
+
+        def weigh(eps):
+            z = mean + jnp.exp(log_spread) * eps
+            log_prob = likelihood.log_prob(params, frame, decoder.apply(params["decoder"], z), x)
+            return log_prob, log_prob + 0.5 * (jnp.square(eps) - jnp.square(z)).sum() + log_spread.sum()
+
+        eps = jax.random.normal(key_latent, (num_importance.value, mean.size), event.dtype)
+        log_probs, log_weights = jax.vmap(weigh)(eps)
+        kl = 0.5 * (jnp.square(mean) + jnp.exp(2 * log_spread) - 2 * log_spread - 1)
+        return log_probs.mean(), kl, _log_mean_exp(log_weights)
 
     size = len(jax.tree.leaves(batch)[0])
-    reconstruction, kl = (a.mean() for a in jax.vmap(one)(jax.random.split(key, size), batch))
-    elbo = reconstruction - kl
-    return -elbo, (state, {"elbo": elbo, "kl": kl, "reconstruction": reconstruction})
+    reconstruction, kl, weighted = (a.mean(0) for a in jax.vmap(one)(jax.random.split(key, size), batch))
+    elbo = reconstruction - kl.sum()
+    bound = elbo if num_importance.value == 1 else weighted
+    # Zero where every coordinate is above its free bits, so that the loss is then the bound itself.
+    forgiven = jnp.maximum(free_bits - kl, 0).sum()
+    return forgiven - bound, (state, {"elbo": elbo, "kl": kl.sum(), "reconstruction": reconstruction, "bound": bound})
 
 
-def _sampler(parts, event, smallest, draws, params):
+def _log_mean_exp(log_weights):
+    return jax.scipy.special.logsumexp(log_weights) - jnp.log(log_weights.size).astype(log_weights.dtype)
+
+
+def _sampler(decoder, likelihood, event, options, params):
+    latent_dim, draws = options.value
     return Sampler(
-        start=bind(_prior, Static(parts.value[2]), event),
+        start=bind(_prior, Static(latent_dim), event),
         init=bind(_stand, event),
-        step=bind(_step, parts, event, smallest, draws, params),
-        position=bind(_position, event, params["frame"]),
+        step=bind(_step, decoder, likelihood, Static(draws), params),
+        position=bind(_position),
         num_steps=1,
         traits=Traits(law="approximate"),
     )
@@ -147,16 +152,18 @@ def _prior(latent_dim, event, key):
 
 def _stand(event, key, z):
     del key
-    return z, jnp.zeros(event.size, event.dtype)
+    return z, event.zeros()
 
 
-def _step(parts, event, smallest, draws, params, key, state, index):
+def _step(decoder, likelihood, draws, params, key, state, index):
     del index
-    y = parts.value[1].apply({"params": params["decoder"]}, state[0])
-    if draws.value == "event":
-        y = y + _noise_scale(event, smallest, params) * jax.random.normal(key, (event.size,), event.dtype)
-    return (state[0], y), Info.of(forwards=1)
+    outputs = decoder.apply(params["decoder"], state[0])
+    if draws.value == "mean":
+        x = likelihood.mean(params, params["frame"], outputs)
+    else:
+        x = likelihood.draw(params, params["frame"], outputs, key)
+    return (state[0], x), Info.of(forwards=1)
 
 
-def _position(event, frame, state):
-    return leave(frame, event.unflatten(state[1]))
+def _position(state):
+    return state[1]

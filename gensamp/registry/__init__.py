@@ -8,12 +8,15 @@ itself on import, and what an entry makes is imported when it is made. A sampler
 import difflib
 from collections.abc import Iterable
 
-from gensamp.registry import annealing, chains, dynamics, learned, proposals
+from gensamp.registry import annealing, chains, densities, dynamics, latents, learned, proposals, solvers
 from gensamp.registry.entry import BUDGETS, Entry, FitOptions
 
 __all__ = ["BUDGETS", "Entry", "FitOptions", "choose", "entries", "find"]
 
-ENTRIES = (*chains.ENTRIES, *dynamics.ENTRIES, *proposals.ENTRIES, *annealing.ENTRIES, *learned.ENTRIES)
+ENTRIES = (
+    *chains.ENTRIES, *dynamics.ENTRIES, *proposals.ENTRIES, *annealing.ENTRIES, *learned.ENTRIES, *densities.ENTRIES,
+    *latents.ENTRIES, *solvers.ENTRIES,
+)  # fmt: skip
 
 
 def entries() -> tuple[Entry, ...]:

@@ -17,15 +17,20 @@ BUDGETS = ("tiny", "small", "full")
 
 @dataclass(frozen=True)
 class FitOptions:
-    """How long to train: `gs.fit(key, model, data, **options.as_keywords())`."""
+    """How long to train: `gs.fit(key, model, data, **options.as_keywords())`.
+
+    optimizer: () -> optax.GradientTransformation, for models that need one of their own.
+    """
 
     num_steps: int
     batch_size: int
     ema: float | None = None
+    optimizer: Callable[[], Any] | None = field(default=None, repr=False)
 
     def as_keywords(self) -> dict[str, Any]:
         """The keyword arguments of `fit`."""
-        return {"num_steps": self.num_steps, "batch_size": self.batch_size, "ema": self.ema}
+        own = {} if self.optimizer is None else {"optimizer": self.optimizer()}
+        return {"num_steps": self.num_steps, "batch_size": self.batch_size, "ema": self.ema, **own}
 
 
 @dataclass(frozen=True)

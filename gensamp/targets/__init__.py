@@ -12,6 +12,7 @@ from gensamp.core import Target
 from gensamp.targets.analytic import banana, funnel, gmm40, ill_conditioned_gaussian, rosenbrock, two_moons
 from gensamp.targets.brownian import brownian
 from gensamp.targets.datasets import digits, digits_labelled
+from gensamp.targets.images import celeba, cifar10, images_labelled, mnist, olivetti
 from gensamp.targets.lgcp import lgcp
 from gensamp.targets.mixture import mixture
 from gensamp.targets.multimodal import bimodal, gmm9, gmm25, many_well, mos10
@@ -23,10 +24,11 @@ from gensamp.targets.sparse_logistic import sparse_logistic
 from gensamp.targets.starts import endless_directions, feasible_start, prior_start, scattered_start
 
 __all__ = [
-    "banana", "bimodal", "brownian", "digits", "digits_labelled", "eight_schools", "endless_directions", "feasible_start",
-    "from_numpyro", "funnel", "gmm25", "gmm40", "gmm9", "ill_conditioned_gaussian", "lgcp", "lj13", "make", "many_well",
-    "mixture", "mos10", "names", "phi4", "posteriordb", "posteriordb_model", "posteriordb_names", "prior_of", "prior_start",
-    "reference_draws", "rosenbrock", "scattered_start", "sparse_logistic", "two_moons", "unconstrain",
+    "banana", "bimodal", "brownian", "celeba", "cifar10", "data_sets", "digits", "digits_labelled", "eight_schools",
+    "endless_directions", "feasible_start", "from_numpyro", "funnel", "gmm25", "gmm40", "gmm9", "ill_conditioned_gaussian",
+    "images_labelled", "lgcp", "lj13", "make", "many_well", "mixture", "mnist", "mos10", "names", "olivetti", "phi4",
+    "posteriordb", "posteriordb_model", "posteriordb_names", "prior_of", "prior_start", "reference_draws", "rosenbrock",
+    "scattered_start", "sparse_logistic", "two_moons", "unconstrain",
 ]  # fmt: skip
 
 _TARGETS = {
@@ -52,6 +54,7 @@ _TARGETS = {
     "sparse_logistic": sparse_logistic,
     "two_moons": two_moons,
 }
+_DATA_SETS = {"celeba": celeba, "cifar10": cifar10, "mnist": mnist, "olivetti": olivetti}
 
 
 def names() -> tuple[str, ...]:
@@ -59,19 +62,25 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_TARGETS))
 
 
+def data_sets() -> tuple[str, ...]:
+    """The names of image sets that `make` knows as well: read from `GENSAMP_DATA`, else downloaded."""
+    return tuple(_DATA_SETS)
+
+
 def make(name: str, **options: Any) -> Target:
     """The target of that name.
 
     Args:
-        name: one of `names()`; hyphens count as underscores.
+        name: one of `names()` or `data_sets()`; hyphens count as underscores.
         options: keyword arguments of its function, such as dim or dtype.
 
     Raises:
         ValueError: there is no such target; the message names the nearest one.
     """
     known = name.lower().replace("-", "_")
-    if known in _TARGETS:
-        return _TARGETS[known](**options)
-    nearest = difflib.get_close_matches(known, _TARGETS, n=1, cutoff=0.3)
+    every = _TARGETS | _DATA_SETS
+    if known in every:
+        return every[known](**options)
+    nearest = difflib.get_close_matches(known, every, n=1, cutoff=0.3)
     hint = f"did you mean '{nearest[0]}'? " if nearest else ""
-    raise ValueError(f"no target is called '{name}'; {hint}there are {', '.join(names())}")
+    raise ValueError(f"no target is called '{name}'; {hint}there are {', '.join(sorted(every))}")

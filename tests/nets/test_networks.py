@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gensamp.nets import Event, affine_couplings, mlp, unet
-from gensamp.nets.unet import _Convolution
+from gensamp.nets.convolution import Convolution
 
 TREE = {"a": jnp.zeros(3), "b": jnp.zeros((2, 2))}
 
@@ -63,7 +63,7 @@ def test_a_denoiser_depends_on_event_time_and_class():
 
 
 def test_the_two_forms_of_convolution_are_one_function():
-    patches, xla = (_Convolution(3, form) for form in ("patches", "xla"))
+    patches, xla = (Convolution(3, form) for form in ("patches", "xla"))
     x = jax.random.normal(jax.random.key(2), (4, 6, 2))
     weights = xla.init(jax.random.key(0), x)["params"]["Conv_0"]
     # The kernel [3, 3, in, out] is the matrix [9 in, out] of the patches.
