@@ -35,8 +35,8 @@ from gensamp.pushforward.vae import vae
 
 __all__ = [
     "Lattice", "ancestral", "bits_per_dimension", "causal_transformer", "conditional", "ddim", "ddim_sampler", "ddpm", "deis",
-    "diffusion_elbo", "diffusion_hierarchy", "diffusion_model", "discretised_logistic", "dpm_solver", "dpm_solver_pp", "euler",
-    "exponential_sde", "flow_matching", "gan", "gan_optimizer", "gaussian", "geometric_shares", "glow", "heun", "hierarchical_vae", "iaf",
-    "inverse_transform", "karras", "ladder", "lms", "made", "maf", "neural_spline", "pixelcnn", "prefix", "rates", "realnvp",
-    "trailing", "uniform_log_snr", "uniform_time", "unipc", "vae",
+    "diffusion_elbo", "diffusion_hierarchy", "diffusion_model", "discretised_logistic", "dpm_solver", "dpm_solver_pp",
+    "euler", "exponential_sde", "flow_matching", "gan", "gan_optimizer", "gaussian", "geometric_shares", "glow", "heun",
+    "hierarchical_vae", "iaf", "inverse_transform", "karras", "ladder", "lms", "made", "maf", "neural_spline", "pixelcnn",
+    "prefix", "rates", "realnvp", "trailing", "uniform_log_snr", "uniform_time", "unipc", "vae",
 ]  # fmt: skip
