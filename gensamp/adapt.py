@@ -209,7 +209,7 @@ def _stage(method, *, make, target, metric, num_steps, step_size, num_chains, kn
     options = {"schedule": schedule, "metric": metric, "step_size": step_size}
     options["target_acceptance"] = 1 - (1 - asked) / 2**raises
     if method == "windows":
-        return adapt_windows.adaptation(make, target, **options)
+        return adapt_windows.adaptation(make, target, calm=not learning, **options)
     return adapt_chees.adaptation(make, target, num_chains=num_chains, short=short, **options)
 
 

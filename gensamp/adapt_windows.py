@@ -27,6 +27,9 @@ __all__ = ["HOLD", "TEACH", "AdaptState", "Counts", "adaptation", "bare", "ident
 
 # Dual averaging divides the sum of t errors by t + STABILISER (t_0 of Hoffman and Gelman).
 STABILISER = 10
+# Its gain is 1 / gamma. At the usual 0.05 one rejection shifts log eps by more than 1 within the first hundred steps, and steps
+# that vary so much meet an acceptance with an average far too short. Once the step size is roughly known, less is better.
+EAGER, CALM = 0.05, 0.25
 # Column 0 of a schedule: the step teaches the metric; or nothing is learned and what was found so far is tried out.
 TEACH, HOLD = 1, 2
 
@@ -80,6 +83,7 @@ def adaptation(
     target_acceptance: Any = 0.8,
     metric: str = "diagonal",
     step_size: Any = 0.5,
+    calm: Any = False,
 ) -> Sampler:
     """Adaptation as a Sampler without end.
 
@@ -88,6 +92,7 @@ def adaptation(
         schedule: int [steps, 2] as from `windows` or `settled`: in column 0 whether the step teaches the metric (TEACH), or
             tries out the averaged step size and teaches nothing (HOLD), in column 1 whether the metric is renewed after it.
             Later steps repeat the last row.
+        calm: whether step_size is roughly known, and the search stays near it.
 
     Returns:
         A Sampler whose position is a dict: position (like one event), step_size [], inverse_mass_matrix [d] or [d, d],
@@ -97,7 +102,7 @@ def adaptation(
     """
     target = bare(target)
     step_size = scalar(step_size, target.template)
-    rule = (Static(make), target, scalar(target_acceptance, target.template), Static(metric))
+    rule = (Static(make), target, scalar(target_acceptance, target.template), Static(metric), jnp.asarray(calm, bool))
     return Sampler(
         start=bind(_start, make(target, step_size).start, step_size, identity(target.template, metric)),
         init=bind(_init, *rule),
@@ -139,24 +144,25 @@ def _start(start, step_size, inverse_mass_matrix, key):
     }  # fmt: skip
 
 
-def _init(make, target, acceptance, metric, key, z):
+def _init(make, target, acceptance, metric, calm, key, z):
     step_size, inverse_mass_matrix = z["step_size"], z["inverse_mass_matrix"]
     inner = make.value(target, step_size, inverse_mass_matrix=inverse_mass_matrix).init(key, z["position"])
     step = dual_averaging_adaptation(acceptance, STABILISER)[0](step_size)
-    # blackjax starts its counters as Python numbers.
+    # blackjax starts its counters as Python numbers, and looks for the step size around ten times the first one.
     step = jax.tree.map(lambda a: _like(a, step_size.dtype), step)
+    step = step._replace(mu=jnp.where(calm, jnp.log(step_size), step.mu))
     learned = learner(metric.value).init(inverse_mass_matrix)
     counts = Counts.zero(step_size)
     return AdaptState(inner, step, learned, step_size, inverse_mass_matrix, counts, jnp.bool_(False))
 
 
-def _step(make, target, acceptance, metric, schedule, key, state, index):
+def _step(make, target, acceptance, metric, calm, schedule, key, state, index):
     teaching, window_ends = schedule[jnp.minimum(index, schedule.shape[0] - 1)]
     held = teaching == HOLD
     step_size = jnp.where(held, _averaged(state), state.step_size)
     sampler = make.value(target, step_size, inverse_mass_matrix=state.inverse_mass_matrix)
     inner, info = sampler.step(key, state.inner, index)
-    restart, learn, average = dual_averaging_adaptation(acceptance, STABILISER)
+    restart, learn, average = dual_averaging_adaptation(acceptance, STABILISER, jnp.where(calm, CALM, EAGER))
     rule = learner(metric.value)
 
     def teach(learned):
@@ -184,8 +190,8 @@ def _step(make, target, acceptance, metric, schedule, key, state, index):
     return state, dataclasses.replace(info, gradients=gradients, extra=())
 
 
-def _position(make, target, acceptance, metric, state):
-    del acceptance, metric
+def _position(make, target, acceptance, metric, calm, state):
+    del acceptance, metric, calm
     sampler = make.value(target, state.step_size, inverse_mass_matrix=state.inverse_mass_matrix)
     return {
         "position": sampler.position(state.inner),

@@ -22,7 +22,7 @@ MODELS = {
     "pixelcnn": lambda: pixelcnn(TEMPLATE, num_components=6, width=16, depth=1),
     "causal transformer": lambda: causal_transformer(TEMPLATE, num_components=6, width=16, depth=1),
 }
-FAST = ("maf", "made")
+FAST = ("maf",)
 RATE = optax.adam(5e-3)
 
 
