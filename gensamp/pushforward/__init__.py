@@ -3,6 +3,7 @@
 from gensamp.pushforward.autoregressive import causal_transformer, made, pixelcnn
 from gensamp.pushforward.conditional import conditional
 from gensamp.pushforward.diffusion import (
+    adaptive,
     ancestral,
     ddim,
     ddim_sampler,
@@ -34,9 +35,9 @@ from gensamp.pushforward.likelihoods import discretised_logistic, gaussian
 from gensamp.pushforward.vae import vae
 
 __all__ = [
-    "Lattice", "ancestral", "bits_per_dimension", "causal_transformer", "conditional", "ddim", "ddim_sampler", "ddpm", "deis",
-    "diffusion_elbo", "diffusion_hierarchy", "diffusion_model", "discretised_logistic", "dpm_solver", "dpm_solver_pp",
-    "euler", "exponential_sde", "flow_matching", "gan", "gan_optimizer", "gaussian", "geometric_shares", "glow", "heun",
-    "hierarchical_vae", "iaf", "inverse_transform", "karras", "ladder", "lms", "made", "maf", "neural_spline", "pixelcnn",
-    "prefix", "rates", "realnvp", "trailing", "uniform_log_snr", "uniform_time", "unipc", "vae",
+    "Lattice", "adaptive", "ancestral", "bits_per_dimension", "causal_transformer", "conditional", "ddim", "ddim_sampler",
+    "ddpm", "deis", "diffusion_elbo", "diffusion_hierarchy", "diffusion_model", "discretised_logistic", "dpm_solver",
+    "dpm_solver_pp", "euler", "exponential_sde", "flow_matching", "gan", "gan_optimizer", "gaussian", "geometric_shares",
+    "glow", "heun", "hierarchical_vae", "iaf", "inverse_transform", "karras", "ladder", "lms", "made", "maf", "neural_spline",
+    "pixelcnn", "prefix", "rates", "realnvp", "trailing", "uniform_log_snr", "uniform_time", "unipc", "vae",
 ]  # fmt: skip

@@ -25,7 +25,7 @@ PROBABILITIES = (0.1, 0.5, 0.9)
 PROCESS = noise.vp_linear()
 # Modules whose names their main functions take in the packages above them.
 ANCESTRAL = import_module("gensamp.pushforward.diffusion.ancestral")
-REALNVP = import_module("gensamp.pushforward.flows.realnvp")
+FLOW = import_module("gensamp.pushforward.flows.flow")
 
 
 def run(sampler, num_draws):
@@ -140,8 +140,8 @@ def test_reverse_kl_reaches_a_gaussian_and_its_normaliser(monkeypatch):
     assert power(checks)["passed"] >= KEYS - 1, "\n".join(map(str, checks))
 
     # The broken line: a change of variables without the scale of the last layer.
-    whole = REALNVP._push
-    monkeypatch.setattr(REALNVP, "_push", lambda c, p, z: (whole(c, p, z)[0], whole(c, p, z)[1] + p["log_scale"].sum()))
+    whole = FLOW._push
+    monkeypatch.setattr(FLOW, "_push", lambda c, p, z: (whole(c, p, z)[0], whole(c, p, z)[1] + p["log_scale"].sum()))
     assert (np.abs(standard_error_units(run(sampler, 2000)[1])) > 4).sum() >= KEYS - 1
 
 

@@ -1,5 +1,6 @@
 """Diffusion models: the loss, the time grids, and one file per solver family."""
 
+from gensamp.pushforward.diffusion.adaptive import adaptive
 from gensamp.pushforward.diffusion.ancestral import ancestral, ddpm
 from gensamp.pushforward.diffusion.ddim import ddim, ddim_sampler
 from gensamp.pushforward.diffusion.deis import deis
@@ -15,6 +16,7 @@ from gensamp.pushforward.diffusion.model import diffusion_model
 from gensamp.pushforward.diffusion.unipc import unipc
 
 __all__ = [
-    "ancestral", "ddim", "ddim_sampler", "ddpm", "deis", "denoiser", "diffusion_model", "dpm_solver", "dpm_solver_pp", "euler",
-    "exponential_sde", "heun", "karras", "lms", "trailing", "uniform_log_snr", "uniform_time", "unipc",
+    "adaptive", "ancestral", "ddim", "ddim_sampler", "ddpm", "deis", "denoiser", "diffusion_model", "dpm_solver",
+    "dpm_solver_pp", "euler", "exponential_sde", "heun", "karras", "lms", "trailing", "uniform_log_snr", "uniform_time",
+    "unipc",
 ]  # fmt: skip
