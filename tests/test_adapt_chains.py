@@ -132,8 +132,11 @@ def test_meads_reads_step_and_damping_off_the_eigenvalues():
     assert tuned.settings["delta"] == tuned.settings["alpha"] / 2
 
 
+@pytest.mark.filterwarnings("ignore:tune left out chains")
 @pytest.mark.parametrize(
-    ("method", "metric"), [("chees", "diagonal"), ("meads", "diagonal"), ("windows", "low_rank")], ids=lambda a: a
+    ("method", "metric"),
+    [("chees", "diagonal"), ("windows", "low_rank"), pytest.param("meads", "diagonal", marks=pytest.mark.slow)],
+    ids=lambda a: a,
 )
 def test_bills_are_exact(method, metric):
     """Counted by the density itself, which also serves to stand every chain at its start, once a stage."""
