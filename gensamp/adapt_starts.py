@@ -178,7 +178,7 @@ def _paths(trace) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _laws(keys, positions, gradients) -> _Law:
-    # Locally, whatever the session's precision: badly scaled inverse Hessians drown in single.
+    # Locally, whatever the precision in force: badly scaled inverse Hessians drown in single.
     with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
         return _Law(*(np.array(a) for a in _law(keys, jnp.asarray(positions), jnp.asarray(gradients))))
 
