@@ -3,7 +3,7 @@
 import numpy as np
 
 from gensamp.registry.entry import Entry, FitOptions
-from gensamp.registry.learned import _cell, _lattice
+from gensamp.registry.parts import cell, lattice
 
 __all__ = ["ENTRIES"]
 
@@ -11,7 +11,7 @@ __all__ = ["ENTRIES"]
 def _build_maf(target, budget):
     from gensamp.pushforward.flows import maf
 
-    return maf(target.template, dequantise=_cell(target), **_LAYERS[budget])
+    return maf(target.template, dequantise=cell(target), **_LAYERS[budget])
 
 
 def _build_maf_reverse_kl(target, budget):
@@ -23,7 +23,7 @@ def _build_maf_reverse_kl(target, budget):
 def _build_iaf(target, budget):
     from gensamp.pushforward.flows import iaf
 
-    return iaf(target.template, dequantise=_cell(target), **_LAYERS[budget])
+    return iaf(target.template, dequantise=cell(target), **_LAYERS[budget])
 
 
 def _build_iaf_reverse_kl(target, budget):
@@ -35,7 +35,7 @@ def _build_iaf_reverse_kl(target, budget):
 def _build_spline_coupling(target, budget):
     from gensamp.pushforward.flows import neural_spline
 
-    return neural_spline(target.template, dequantise=_cell(target), **_SPLINES[budget])
+    return neural_spline(target.template, dequantise=cell(target), **_SPLINES[budget])
 
 
 def _build_spline_coupling_reverse_kl(target, budget):
@@ -47,13 +47,13 @@ def _build_spline_coupling_reverse_kl(target, budget):
 def _build_spline_autoregressive(target, budget):
     from gensamp.pushforward.flows import neural_spline
 
-    return neural_spline(target.template, form="autoregressive", dequantise=_cell(target), **_SPLINES[budget])
+    return neural_spline(target.template, form="autoregressive", dequantise=cell(target), **_SPLINES[budget])
 
 
 def _build_glow(target, budget):
     from gensamp.pushforward.flows import glow
 
-    return glow(target.template, dequantise=_cell(target), **_STEPS[budget])
+    return glow(target.template, dequantise=cell(target), **_STEPS[budget])
 
 
 def _build_made(target, budget):
@@ -76,12 +76,12 @@ def _build_causal_transformer(target, budget):
 
 def _on_lattice(target):
     """The lattice of data that are evenly spaced values; for uneven ones the least width of a cell, to add noise in."""
-    values, cell = _lattice(target), _cell(target)
+    values, width = lattice(target), cell(target)
     if values is None:
         return {}
-    steps = (values - values[0]) / cell
+    steps = (values - values[0]) / width
     if not np.allclose(steps, np.round(steps), atol=1e-3):
-        return {"dequantise": cell}
+        return {"dequantise": width}
     return {"lattice": (float(values[0]), float(values[-1]), round(float(steps[-1])) + 1)}
 
 

@@ -6,7 +6,7 @@ from functools import partial
 import jax
 
 from gensamp.registry.entry import Entry, FitOptions
-from gensamp.registry.learned import _cell, _denoiser
+from gensamp.registry.parts import cell, denoiser
 
 __all__ = ["ENTRIES"]
 
@@ -52,7 +52,7 @@ def _vae(target, budget, **options):
     from gensamp.pushforward import vae
 
     width = {"tiny": 16, "small": 256, "full": 512}[budget]
-    return vae(target.template, latent_dim=_latents(target, 16), width=width, dequantise=_cell(target), **options)
+    return vae(target.template, latent_dim=_latents(target, 16), width=width, dequantise=cell(target), **options)
 
 
 def _build_hierarchical_vae(target, budget):
@@ -61,7 +61,7 @@ def _build_hierarchical_vae(target, budget):
 
     num_groups, width = {"tiny": (2, 16), "small": (4, 128), "full": (8, 512)}[budget]
     hierarchy = ladder(target.template, num_groups=num_groups, latent_dim=_latents(target, 8), width=width)
-    return hierarchical_vae(hierarchy, dequantise=_cell(target))
+    return hierarchical_vae(hierarchy, dequantise=cell(target))
 
 
 def _build_diffusion_hierarchy(target, budget):
@@ -72,8 +72,8 @@ def _build_diffusion_hierarchy(target, budget):
 
     process = noise.cosine()
     grid = uniform_log_snr(process, {"tiny": 4, "small": 16, "full": 64}[budget])
-    hierarchy = diffusion_hierarchy(_denoiser(target, budget), process, grid, template=target.template)
-    return hierarchical_vae(hierarchy, dequantise=_cell(target))
+    hierarchy = diffusion_hierarchy(denoiser(target, budget), process, grid, template=target.template)
+    return hierarchical_vae(hierarchy, dequantise=cell(target))
 
 
 def _latents(target, most: int) -> int:

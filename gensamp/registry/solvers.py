@@ -1,7 +1,7 @@
 """Diffusion models by the solver that draws from them, all trained alike, and flow matching."""
 
 from gensamp.registry.entry import Entry
-from gensamp.registry.learned import _DENOISING, _denoiser
+from gensamp.registry.parts import DENOISING, denoiser
 
 __all__ = ["ENTRIES"]
 
@@ -14,7 +14,7 @@ def _build(target, budget, solver, forwards=1, **options):
     from gensamp.pushforward.diffusion import diffusion_model
 
     steps = max(_STEPS[budget] // forwards, 2)
-    network = _denoiser(target, budget)
+    network = denoiser(target, budget)
     return diffusion_model(
         network, noise.cosine(), template=target.template, solver=solver, num_steps=steps, **options
     )  # fmt: skip
@@ -77,11 +77,11 @@ def _build_unipc(target, budget):
 def _build_flow_matching(target, budget):
     from gensamp.pushforward.flow_matching import flow_matching
 
-    return flow_matching(_denoiser(target, budget), template=target.template, num_steps=max(_STEPS[budget] // 2, 2))
+    return flow_matching(denoiser(target, budget), template=target.template, num_steps=max(_STEPS[budget] // 2, 2))
 
 
 def _entry(name, title, build):
-    return Entry(name, title, "pushforward", "model", build, needs=("events",), training=_DENOISING)
+    return Entry(name, title, "pushforward", "model", build, needs=("events",), training=DENOISING)
 
 
 ENTRIES = (
