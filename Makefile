@@ -6,10 +6,11 @@ OUT ?= comparison
 
 VENV := .venv
 BIN := $(VENV)/bin
+QUICK := --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help compare test test-all lint format bench wheel clean
+.PHONY: help compare test test-all oracles lint format bench wheel clean
 
 help: ## say what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1: /'
@@ -17,11 +18,14 @@ help: ## say what can be made
 compare: $(VENV)/core ## samplers of both halves on the same targets: a table here, the report in comparison/
 	$(BIN)/gensamp compare $(TARGETS) --out $(OUT)
 
+# Most of the fast tier is compilation, so XLA is asked for its quickest; the whole of the tests runs at XLA's default.
 test: $(VENV)/test ## the fast tier of the tests
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	XLA_FLAGS="$$XLA_FLAGS $(QUICK)" $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-all: $(VENV)/test ## every test
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+oracles: $(VENV)/oracles ## install what some tests compare with, and skip without: diffusers on CPU torch
 
 lint: $(VENV)/dev ## ruff and pyright
 	$(BIN)/ruff check .
@@ -56,6 +60,11 @@ $(VENV)/test: $(VENV)/python pyproject.toml
 	@echo "Installing gensamp and its test tools into $(VENV): a minute or two, once."
 	$(PIP) -e '.[test]'
 	@touch $@ $(VENV)/core
+
+$(VENV)/oracles: $(VENV)/test
+	@echo "Installing diffusers and torch into $(VENV): some minutes, once."
+	$(PIP) -e '.[test,oracles]'
+	@touch $@
 
 $(VENV)/dev: $(VENV)/python pyproject.toml
 	@echo "Installing gensamp and its development tools into $(VENV): a minute or two, once."
