@@ -1,12 +1,5 @@
 """The runner: one compilation, draws that depend on their keys alone, every ending, every bad input."""
 
-import os
-import signal
-import subprocess
-import sys
-import textwrap
-import time
-
 import chains_by_hand
 import jax
 import jax.numpy as jnp
@@ -149,44 +142,6 @@ def test_not_finite_draws_are_counted_and_named():
     assert draws.nonfinite == 2 * 5
 
 
-def test_interrupt_returns_what_there_is(monkeypatch):
-    from gensamp import loops
-
-    steps = iter(range(100))
-    advance = loops.lanes.advance["full"]
-
-    def interrupted(*args, **kwargs):
-        if next(steps) == 2:
-            signal.raise_signal(signal.SIGINT)
-        return advance(*args, **kwargs)
-
-    monkeypatch.setitem(loops.lanes.advance, "full", interrupted)
-    monkeypatch.setattr(loops, "BLOCK_SECONDS", 0.0)
-    with pytest.warns(UserWarning, match="interrupted after 15 of 100"):
-        draws = gs.sample(KEY, autoregression(), 100, chunk=5)
-    assert draws.ending == "interrupted"
-    monkeypatch.undo()
-    np.testing.assert_array_equal(draws.position, gs.sample(KEY, autoregression(), 15).position)
-
-
-def test_an_interrupted_warmup_goes_on_where_it_stood(tmp_path, monkeypatch):
-    from gensamp import loops
-
-    advance = loops.lanes.advance["full"]
-
-    def interrupted(*args, **kwargs):
-        signal.raise_signal(signal.SIGINT)
-        return advance(*args, **kwargs)
-
-    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="interrupted after 0 of 20"):
-        patch.setitem(loops.lanes.advance, "full", interrupted)
-        draws = gs.sample(KEY, autoregression(), 20, warmup=50, chunk=5, store=tmp_path / "run.zarr")
-    assert draws.position.shape[1] == 0
-    assert gs.store.load_checkpoint(tmp_path / "run.zarr.checkpoint")[1]["index"] == 5
-    again = gs.sample(KEY, autoregression(), 20, warmup=50, chunk=5, store=tmp_path / "run.zarr", resume=True)
-    np.testing.assert_array_equal(again.position[:], gs.sample(KEY, autoregression(), 20, warmup=50).position)
-
-
 def test_failure_returns_what_there_is(monkeypatch):
     from gensamp import loops
 
@@ -210,61 +165,6 @@ def test_progress_bar_is_silent_outside_a_terminal_and_shown_when_asked(capsys):
     assert capsys.readouterr().err == ""
     gs.sample(KEY, autoregression(), 20, progress=True)
     assert "20/20" in capsys.readouterr().err
-
-
-KILLED = """
-    import sys, jax
-    sys.path.insert(0, {tests!r})
-    import chains_by_hand, gensamp
-    sampler = chains_by_hand.{case}()
-    gensamp.sample(jax.random.key(0), sampler, {draws}, batch=2, chunk={chunk}, store={store!r}, resume=True)
-    print("finished", flush=True)
-"""
-
-
-@pytest.mark.parametrize(("case", "draws", "chunk"), [("slow_nuts", 900, 2), ("slow_diffusion", 12, 50)])
-def test_a_killed_run_resumes_to_the_same_bits(case, draws, chunk, tmp_path):
-    """kill -9 after the first checkpoint, resume in a new process, compare with a run that nobody killed."""
-
-    def start():
-        code = KILLED.format(
-            tests=os.path.dirname(__file__), case=case, draws=draws, chunk=chunk, store=str(tmp_path / "run.zarr")
-        )
-        return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
-
-    killed = start()
-    checkpoint = tmp_path / "run.zarr.checkpoint"
-    deadline = time.monotonic() + 200
-    while not (checkpoint.exists() and any(entry.name.isdigit() for entry in checkpoint.iterdir())):
-        assert killed.poll() is None and time.monotonic() < deadline, "the run ended before its first checkpoint"
-        time.sleep(0.05)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    saved = gs.store.load_checkpoint(checkpoint)
-    assert saved is not None and saved[1]["done"] + saved[1]["index"] > 0
-    assert saved[1]["done"] < draws, "nothing was left to resume"
-    assert "finished" in start().communicate(timeout=240)[0]
-
-    import zarr
-
-    resumed = zarr.open_group(tmp_path / "run.zarr", mode="r")["position"][:]
-    whole = gs.sample(KEY, getattr(chains_by_hand, case)(), draws, batch=2, chunk=chunk)
-    np.testing.assert_array_equal(resumed, whole.position)
-
-
-def test_stored_draws_take_little_more_than_their_bytes(tmp_path):
-    sampler = autoregression(shape=(32,))
-    draws = gs.sample(KEY, sampler, 5_000, store=tmp_path / "run.zarr")
-    stored = sum(entry.stat().st_size for entry in tmp_path.rglob("*") if entry.is_file())
-    assert stored <= 1.2 * draws.position.nbytes
-    np.testing.assert_array_equal(draws.position[:, -3:], gs.sample(KEY, sampler, 5_000).position[:, -3:])
-
-
-def test_a_finished_run_can_be_made_longer(tmp_path):
-    gs.sample(KEY, autoregression(), 30, store=tmp_path / "run.zarr")
-    longer = gs.sample(KEY, autoregression(), 50, store=tmp_path / "run.zarr", resume=True)
-    np.testing.assert_array_equal(longer.position[:], gs.sample(KEY, autoregression(), 50).position)
-    assert longer.ledger.sample.gradients == 4 * 50
 
 
 BAD = {
@@ -311,111 +211,7 @@ def test_a_start_where_the_target_is_not_finite_is_named():
         gs.sample(KEY, gs.mcmc.mala(target, step_size=0.1), 5, initial=initial)
 
 
-def test_a_store_of_another_run_is_refused_and_kept(tmp_path):
-    path = tmp_path / "run.zarr"
-    first = gs.sample(KEY, autoregression(), 20, store=path).position[:]
-    with pytest.raises(FileExistsError, match="already holds a run"):
-        gs.sample(KEY, autoregression(), 20, store=path)
-    with pytest.raises(ValueError, match="is of another run: its key changed"):
-        gs.sample(jax.random.key(1), autoregression(), 20, store=path, resume=True)
-    with pytest.raises(ValueError, match="is of another run: its sampler changed"):
-        gs.sample(KEY, autoregression(0.6), 20, store=path, resume=True)
-    (tmp_path / "else").mkdir()
-    (tmp_path / "else" / "file").write_text("precious")
-    with pytest.raises(ValueError, match="holds no run"):
-        gs.sample(KEY, autoregression(), 20, store=tmp_path / "else")
-    np.testing.assert_array_equal(gs.sample(KEY, autoregression(), 20, store=path, resume=True).position[:], first)
-
-
-def test_a_finite_run_resumes_only_with_the_conditions_of_the_draws_it_has(tmp_path):
-    """Labels repeat(arange(2), 2) are not repeat(arange(2), 1) made longer: that would silently mislabel the stored draws."""
-    make, path = Partial(chains_by_hand.two_steps), tmp_path / "run.zarr"
-    gs.sample(KEY, make, 2, each=np.float32([0.1, 0.9]), store=path)
-    with pytest.raises(ValueError, match="each changed in the 2 rows"):
-        gs.sample(KEY, make, 4, each=np.float32([0.1, 0.1, 0.9, 0.9]), store=path, resume=True)
-    appended = np.float32([0.1, 0.9, 0.5, 0.5])
-    longer = gs.sample(KEY, make, 4, each=appended, store=path, resume=True)
-    np.testing.assert_allclose(longer.position[:], gs.sample(KEY, make, 4, each=appended).position, atol=1e-6)
-
-
-def test_a_store_knows_densities_of_the_same_name_apart(tmp_path):
-    def centred(at):
-        def log_density(x):
-            return -0.5 * jnp.sum((x - at) ** 2)
-
-        return gs.mcmc.mala(gs.Target.from_log_density(log_density, jnp.zeros(2)), step_size=0.3)
-
-    gs.sample(KEY, centred(0.0), 20, store=tmp_path / "run.zarr")
-    with pytest.raises(ValueError, match="its sampler changed"):
-        gs.sample(KEY, centred(100.0), 30, store=tmp_path / "run.zarr", resume=True)
-    assert gs.sample(KEY, centred(0.0), 30, store=tmp_path / "run.zarr", resume=True).position.shape == (4, 30, 2)
-
-
-def test_a_start_that_fails_leaves_no_store_behind(tmp_path):
-    target = gs.Target.from_log_density(lambda x: jnp.sum(jnp.log(x)) - jnp.sum(x), jnp.zeros(2))
-    sampler = gs.mcmc.mala(target, step_size=0.1)
-    with pytest.raises(ValueError, match="start where"):
-        gs.sample(KEY, sampler, 5, initial=-np.ones((2, 2)), store=tmp_path / "run.zarr")
-    assert gs.sample(KEY, sampler, 5, initial=np.ones((2, 2)), store=tmp_path / "run.zarr").ending == "finished"
-
-
-def test_a_converged_run_stays_as_it_is_when_run_again(tmp_path):
-    options = {"until": gs.Until(ess=50, rhat=1.1), "store": tmp_path / "run.zarr", "resume": True}
-    first = gs.sample(KEY, autoregression(), 5_000, **options)
-    again = gs.sample(KEY, autoregression(), 5_000, **options)
-    assert first.ending == again.ending == "converged"
-    assert first.position.shape == again.position.shape
-    with pytest.warns(UserWarning, match="before Until"):
-        gs.sample(KEY, autoregression(0.999), 100, until=gs.Until())
-
-
 @pytest.mark.parametrize("rule", [{"ess": -3}, {"minimum": 0}, {"rhat": 0.5}])
 def test_a_stopping_rule_that_cannot_be_met_is_refused(rule):
     with pytest.raises(ValueError, match="cannot be met"):
         gs.Until(**rule)
-
-
-def test_an_endless_population_comes_out_as_chains_of_walkers():
-    """[run * walker, draw, ...]: the walkers of run r are rows 3 r, 3 r + 1, 3 r + 2, the same as `chain` gives."""
-    sampler = gs.Sampler(
-        start=gs.bind(_three_walkers), init=gs.bind(_stand), step=gs.bind(_drift), position=gs.bind(_where),
-        traits=gs.Traits(population=3),
-    )  # fmt: skip
-    draws = gs.sample(jax.random.key(0), sampler, 7, num_chains=2, warmup=2, progress=False)
-    assert draws.position.shape == (6, 7, 2)
-    assert draws.info.acceptance.shape == (2, 7)
-    assert draws.info.gradients == 2 * 9 * 3
-    for run in range(2):
-        by_hand = gs.chain(jax.random.fold_in(jax.random.key(0), run), sampler, 9).position
-        np.testing.assert_array_equal(draws.position[3 * run : 3 * run + 3], np.moveaxis(np.asarray(by_hand)[2:], 0, 1))
-    initial = np.arange(12.0, dtype=np.float32).reshape(2, 3, 2)
-    moved = gs.sample(jax.random.key(0), sampler, 1, initial=initial, progress=False)
-    assert np.abs(moved.position[:, 0] - initial.reshape(6, 2)).max() < 2
-
-
-def test_a_stored_endless_population_resumes_to_the_same_bits(tmp_path):
-    sampler = gs.Sampler(
-        start=gs.bind(_three_walkers), init=gs.bind(_stand), step=gs.bind(_drift), position=gs.bind(_where),
-        traits=gs.Traits(population=3),
-    )  # fmt: skip
-    run = {"num_chains": 2, "progress": False}
-    whole = gs.sample(jax.random.key(0), sampler, 9, **run)
-    gs.sample(jax.random.key(0), sampler, 4, store=tmp_path / "run.zarr", **run)
-    stored = gs.sample(jax.random.key(0), sampler, 9, store=tmp_path / "run.zarr", resume=True, **run)
-    np.testing.assert_array_equal(np.asarray(stored.position[:]), whole.position)
-
-
-def _three_walkers(key):
-    return jax.random.normal(key, (3, 2), jnp.float32)
-
-
-def _stand(key, z):
-    return z
-
-
-def _drift(key, state, index):
-    return state + 0.1 * jax.random.normal(key, (3, 2), jnp.float32), gs.core.Info.of(gradients=3)
-
-
-def _where(state):
-    return state
