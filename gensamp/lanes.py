@@ -5,8 +5,9 @@ over the devices. The number of steps of a call is a traced loop bound and the s
 any chunk length, a longer run and a resumed one are the same program, and give the same bits. The step index is shared by all
 lanes and stays outside `vmap`: batched, it would turn every branch on it into a select.
 
-Two things keep a cheap kernel as fast as a bare scan: step keys are hashed for KEY_BLOCK steps at a time, and counts that do
-not depend on the state (one gradient a step, say) are multiplied on the host, not summed on the device.
+Three things keep a cheap kernel as fast as a bare scan: step keys are hashed for KEY_BLOCK steps at a time, counts that do
+not depend on the state (one gradient a step, say) are multiplied on the host, not summed on the device, and the divergence of
+a step is written as the sign of its acceptance: each array written is a kernel call.
 
 Effort: "full" is XLA's default; "quick" asks its code generator for less, which on a CPU takes a third off the compilation and
 slows few programs, so it is for runs that are mostly compilation. Draws may differ in the last bits.
@@ -20,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Literal
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
@@ -28,7 +30,9 @@ from gensamp import core
 from gensamp.core import Info, PyTree, Sampler
 from gensamp.parallel import AXIS, per_device
 
-__all__ = ["COUNTS", "EFFORTS", "advance", "advance_finite", "begin", "finish", "lane_shapes", "recorded_row", "resolve"]
+__all__ = [
+    "COUNTS", "EFFORTS", "advance", "advance_finite", "begin", "finish", "lane_shapes", "packed", "resolve", "unpacked",
+]  # fmt: skip
 
 ROWS = P(None, AXIS)
 KEY_BLOCK = 64
@@ -83,7 +87,7 @@ def advance(maker, each, key, ids, states, buffer, start, stop, first, thin, *, 
                 slot, part = slot // thin, slot % thin
                 diverged = info.diverged | (diverged & (part != 0))
                 info = replace(info, diverged=diverged)
-            row = recorded_row(info, positions)
+            row = packed(info, positions)
             buffer = jax.tree.map(lambda b, x: jax.lax.dynamic_update_index_in_dim(b, x, slot, 0), buffer, row)
             return states, {name: counts[name] + getattr(info, name) for name in counted}, diverged, buffer
 
@@ -147,9 +151,16 @@ def lane_shapes(maker, each, states) -> tuple[Info, PyTree, dict[str, int]]:
     return *jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), traced.out_info), fixed
 
 
-def recorded_row(info: Info, position: PyTree) -> PyTree:
-    """What is recorded of one draw of a chain without end."""
-    return {"position": position, "acceptance": info.acceptance, "diverged": info.diverged, "extra": info.extra}
+def packed(info: Info, position: PyTree) -> PyTree:
+    """What a buffer keeps of one draw of a chain without end, in as few arrays as can be."""
+    acceptance = jnp.abs(info.acceptance)  # a NaN may come with either sign
+    return {"position": position, "acceptance": jnp.where(info.diverged, -acceptance, acceptance), "extra": info.extra}
+
+
+def unpacked(rows: PyTree) -> PyTree:
+    """Rows of a buffer, on the host, as they are recorded: the sign of the acceptance as a column of its own."""
+    acceptance = rows["acceptance"]
+    return rows | {"acceptance": np.abs(acceptance), "diverged": np.signbit(acceptance)}
 
 
 @jax.jit

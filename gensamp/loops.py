@@ -131,7 +131,7 @@ class Run:
 class Chains:
     """Chains stood at their starts, and the buffers that their draws go to, one of each per lane block.
 
-    row: what is recorded of one draw, as shapes. fixed: counts that are the same number at every step; counted: the others.
+    row: what a buffer keeps of one draw, as shapes. fixed: counts that are the same number at every step; counted: the others.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -144,7 +144,7 @@ class Chains:
         ]
         info, position, self.fixed = lanes.lane_shapes(plan.maker, self.blocks[0][0], self.states[0])
         self.counted = tuple(name for name in lanes.COUNTS if name not in self.fixed)
-        self.row = lanes.recorded_row(info, position)
+        self.row = jax.eval_shape(lanes.packed, info, position)
         row_bytes = plan.width * sum(a.dtype.itemsize * int(np.prod(a.shape)) for a in jax.tree.leaves(self.row))
         self.capacity = int(np.clip(BUFFER_BYTES // max(row_bytes, 1), 1, BUFFER_ROWS))
         shapes = _with_axes(self.row, self.capacity, plan.lanes)
@@ -176,7 +176,8 @@ def run_chains(plan: Plan, run: Run, until: Any) -> bool:
         states[:] = [run.restored(state, row) for state, row in zip(states, rows, strict=True)]
     else:
         _check_start(_joined(states, plan.width))
-    run.shelf.open(_walkers_first(_with_axes(chains.row, plan.width), 1, plan.population), plan.num_draws)
+    recorded = chains.row | {"diverged": jax.ShapeDtypeStruct((), bool)}
+    run.shelf.open(_walkers_first(_with_axes(recorded, plan.width), 1, plan.population), plan.num_draws)
 
     def advance(stop: int, first: int) -> None:
         began, compiled = time.perf_counter(), run.clock.seconds
@@ -192,7 +193,7 @@ def run_chains(plan: Plan, run: Run, until: Any) -> bool:
             rows = slice(first, min(first + plan.lanes, plan.width))
             valid = (slice(reached - base), slice(rows.stop - first))
             values = jax.tree.map(lambda a: np.moveaxis(np.asarray(a)[valid], 0, 1), buffers[b])  # noqa: B023
-            run.record(rows, slice(base, reached), _walkers_first(values, 2, plan.population))
+            run.record(rows, slice(base, reached), _walkers_first(lanes.unpacked(values), 2, plan.population))
         run.done = reached
 
     run.bar.update(run.index)
@@ -230,9 +231,10 @@ def run_chains(plan: Plan, run: Run, until: Any) -> bool:
 def run_finite(plan: Plan, run: Run, num_steps: int) -> None:
     """Make the draws of a finite sampler, lane block after lane block."""
     each, ids, _ = plan.block(0)
-    states = jax.eval_shape(lambda: lanes.begin[plan.effort](plan.maker, each, plan.key, ids, None, mesh=plan.mesh))
+    # Shapes asked of the jitted functions themselves, which remember their traces: a lambda around them would trace anew.
+    states = lanes.begin[plan.effort].eval_shape(plan.maker, each, plan.key, ids, None, mesh=plan.mesh)
     info, _, _ = lanes.lane_shapes(plan.maker, each, states)
-    made = jax.eval_shape(lambda states: lanes.finish[plan.effort](plan.maker, each, states, mesh=plan.mesh), states)
+    made = lanes.finish[plan.effort].eval_shape(plan.maker, each, states, mesh=plan.mesh)
     run.shelf.open(_with_axes(_recorded_draw(info, *jax.tree.map(_one_lane, made)), 1), plan.num_draws)
     run.bar.update(run.done // plan.lanes * num_steps + run.index)
     while run.done < plan.num_draws:

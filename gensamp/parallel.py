@@ -6,7 +6,6 @@ is replicated across the axis but the inputs.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -45,4 +44,4 @@ def per_device(function: Callable, mesh: Mesh, *, split_in: Sequence[P], split_o
 
 def put(tree, mesh: Mesh, spec: P):
     """`tree` on the mesh's devices: the same placement each time, so that a resumed or repeated call finds its program."""
-    return jax.tree.map(partial(jax.device_put, device=NamedSharding(mesh, spec)), tree)
+    return jax.device_put(tree, NamedSharding(mesh, spec))

@@ -98,7 +98,7 @@ def make_plan(
     mesh = device_mesh(1) if mesh is None else mesh
     if not isinstance(mesh, Mesh) or tuple(mesh.axis_names) != (AXIS,):
         raise ValueError(f"mesh is {mesh!r}; expected a mesh made by gensamp.parallel.mesh()")
-    event = jax.eval_shape(_start, jax.eval_shape(lambda: jax.random.key(0)), maker, _first(each))
+    event = _start.eval_shape(key, maker, _first(each))
     if initial is not None:
         initial = _check_initial(initial, event)
     if batch is None:
