@@ -7,8 +7,7 @@ at 16 x 16: its cost grows with the fourth power of the side, so it belongs to t
 added to the time (Nichol and Dhariwal 2021). Group norm and no batch norm, so an event's output depends on no other event. The
 last convolution starts at zero, an untrained denoiser predicts zero noise; so does what attention adds.
 
-A 3 x 3 convolution is written as nine shifted copies side by side and one matrix product: on CPU XLA computes the gradient
-of a convolution's kernel slowly, and a matrix product's fast; see `convolution` below for the other form.
+3 x 3 convolutions are `nets.convolution`'s, in one of two forms.
 
 Arithmetic can be asked for in another precision (`compute=jnp.bfloat16`): parameters, statistics of norms, attention's softmax,
 features of time and the output keep the event's.
@@ -37,7 +36,7 @@ def unet(
     attention: tuple[int, ...] = (),
     num_heads: int = 4,
     num_classes: int | None = None,
-    convolution: Literal["patches", "xla"] = "patches",
+    convolution: Literal["patches", "xla"] = "xla",
     compute: Any = None,
 ) -> Network:
     """A denoiser over images: apply(params, x, t) or apply(params, x, t, condition) -> like x.
@@ -48,8 +47,8 @@ def unet(
         num_blocks: residual blocks per level, on the way down and on the way up.
         attention: levels whose blocks attend, 0 being the finest: (2, 3) of four levels. num_heads divides their channels.
         num_classes: given, the network takes a third input, an integer label in [0, num_classes) of shape [].
-        convolution: "patches" (one matrix product over shifted copies: trains faster on CPU, holds nine copies of the
-            activations) or "xla" (the compiler's convolution).
+        convolution: "xla" (the compiler's convolution, with gradients that are quick on a CPU) or "patches" (one matrix product
+            over shifted copies, for gradients of gradients); see `nets.convolution`.
         compute: dtype of the arithmetic, such as jnp.bfloat16; None: the event's.
 
     Returns:
