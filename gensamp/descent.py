@@ -4,9 +4,14 @@ Step i of a fit is
 
     batch_i = data[rows_i],    g_i = grad loss(theta_i, state_i, key_i, batch_i),    theta_{i+1} = theta_i + update(g_i),
 
-with the rows drawn on the device, with replacement, from fold_in(key, i + 1). The number of steps of a call is a traced bound
+with the rows drawn on the device: with replacement from fold_in(key, i + 1), or, in epochs, as the next ones of a permutation
+that is made anew from the key and the number of the epoch, and kept nowhere. The number of steps of a call is a traced bound
 of one loop, so every chunk, a longer run and a resumed one are the same program. A step whose loss or gradient is not finite
 is not taken: the seed stands still from there on, and says at which step that was.
+
+A batch may be taken in parts, one after another, whose gradients are averaged before the one update:
+
+    g_i = 1/parts sum over p of grad loss(theta_i, state_p, key_p, part_p)
 
 Shapes: data [events, ...], order [events] (held-out events first), carry like the parameters, buffer [capacity]; with many
 seeds key, order and carry have a leading axis [seeds], and buffer is [capacity, seeds].
@@ -24,7 +29,7 @@ from jax.sharding import PartitionSpec as P
 from gensamp.core import Model, PyTree
 from gensamp.parallel import AXIS
 
-__all__ = ["Carry", "Setting", "advance", "averaged", "begin", "default_optimizer", "first_batch", "validate"]
+__all__ = ["Carry", "Setting", "advance", "augmented", "averaged", "begin", "default_optimizer", "first_batch", "validate"]
 
 INIT_EVENTS = 4096
 PEAK_RATE = 1e-3
@@ -43,7 +48,8 @@ class Carry(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What a program is compiled for. mapped: whether there is an axis of seeds."""
+    """What a program is compiled for. mapped: whether there is an axis of seeds. parts: of a batch, whose gradients are
+    averaged. epochs: whether every event is seen once before any is seen again."""
 
     optimizer: optax.GradientTransformation
     batch_size: int
@@ -51,6 +57,13 @@ class Setting(NamedTuple):
     averaging: bool
     mapped: bool
     mesh: Mesh | None
+    parts: int = 1
+    epochs: bool = False
+
+    @property
+    def part_size(self) -> int:
+        """Events that are on the way through the network at one time."""
+        return self.batch_size // self.parts
 
 
 @cache
@@ -91,29 +104,44 @@ def begin(model: Model, data: PyTree, key: jax.Array, *, setting: Setting) -> tu
 
 
 @partial(jax.jit, static_argnames="setting", donate_argnames=("carry", "buffer"))
-def advance(model, data, order, key, carry: Carry, buffer, start, stop, num_steps, decay, *, setting: Setting):
+def advance(
+    model, data, order, key, carry: Carry, buffer, start, stop, num_steps, decay, augment=None, *, setting: Setting
+):  # fmt: skip
     """Steps start <= i < stop, fewer when no seed is left that can go on; step i is recorded in row i - start of the buffer.
+
+    augment: (key, event) -> event, applied to every event of every batch, or None.
 
     Returns:
         carry, and the buffer: loss and metrics of each step taken.
     """
 
     def one(carry, key, order, index):
-        return _step(model, data, order, key, carry, index, num_steps, decay, setting)
+        return _step(model, data, order, augment, key, carry, index, num_steps, decay, setting)
 
     steps = jax.vmap(one, in_axes=(0, 0, 0, None)) if setting.mapped else one
 
-    def body(loop):
-        index, carry, buffer = loop
-        carry, row = steps(carry, key, order, index)
-        buffer = jax.tree.map(lambda b, x: jax.lax.dynamic_update_index_in_dim(b, x, index - start, 0), buffer, row)
-        return index + 1, carry, buffer
-
-    def going(loop):
+    def going(loop, stop=stop):
         index, carry, _ = loop
         return (index < stop) & jnp.any(carry.failed < 0)
 
-    _, carry, buffer = jax.lax.while_loop(going, body, (start, carry, buffer))
+    def run(loop, order, stop):
+        def body(loop):
+            index, carry, buffer = loop
+            carry, row = steps(carry, key, order, index)
+            buffer = jax.tree.map(lambda b, x: jax.lax.dynamic_update_index_in_dim(b, x, index - start, 0), buffer, row)
+            return index + 1, carry, buffer
+
+        return jax.lax.while_loop(partial(going, stop=stop), body, loop)
+
+    def epoch(loop):
+        length = (order.shape[-1] - setting.held_out) // setting.batch_size
+        number = loop[0] // length
+        shuffle = partial(_shuffled, number=number, setting=setting)
+        shuffled = jax.vmap(shuffle)(key, order) if setting.mapped else shuffle(key, order)
+        return run(loop, shuffled, jnp.minimum((number + 1) * length, stop))
+
+    loop = (start, carry, buffer)
+    _, carry, buffer = jax.lax.while_loop(going, epoch, loop) if setting.epochs else run(loop, order, stop)
     return _replicated((carry, buffer), setting)
 
 
@@ -129,7 +157,7 @@ def validate(model, data, order, key, carry: Carry, count, decay, *, setting: Se
             batch = _split(jax.tree.map(lambda a: a[rows], data), setting)
             return model.loss(params, carry.state, jax.random.fold_in(key, index), batch)[0]
 
-        size = min(setting.batch_size, setting.held_out)
+        size = min(setting.part_size, setting.held_out)
         full, rest = divmod(setting.held_out, size)
         blocks = order[: full * size].reshape(full, size)
         total = jax.lax.map(lambda block: loss(*block), (jnp.arange(full), blocks)).sum() * size
@@ -157,19 +185,32 @@ def first_batch(data: PyTree, order, held_out: int) -> PyTree:
     return jax.tree.map(lambda a: a[order[held_out:][:INIT_EVENTS]], data)
 
 
-def _step(model, data, order, key, carry: Carry, index, num_steps, decay, setting: Setting):
-    key_rows, key_loss = jax.random.split(jax.random.fold_in(key, index + 1))
-    batch = None
+def _step(model, data, order, augment, key, carry: Carry, index, num_steps, decay, setting: Setting):
+    key_step = jax.random.fold_in(key, index + 1)
+    key_rows, key_loss = jax.random.split(key_step)
+    rows = augmentations = None
     if data is not None:
-        rows = jax.random.randint(key_rows, (setting.batch_size,), setting.held_out, len(order))
-        batch = _split(jax.tree.map(lambda a: a[order[rows]], data), setting)
-    (loss, (state, metrics)), gradient = jax.value_and_grad(model.loss, has_aux=True)(
-        carry.params, carry.state, key_loss, batch
-    )
+        rows = _rows(order, key_rows, index, setting)
+        if augment is not None:
+            augmentations = jax.random.split(jax.random.fold_in(key_step, 2), setting.batch_size)
+
+    def part(state, key, rows, augmentations):
+        batch = None
+        if data is not None:
+            batch = _split(jax.tree.map(lambda a: a[rows], data), setting)
+        if augmentations is not None:
+            batch = augmented(augment, augmentations, batch)
+        (loss, (state, metrics)), gradient = jax.value_and_grad(model.loss, has_aux=True)(carry.params, state, key, batch)
+        return state, gradient, jax.tree.map(jnp.asarray, {"loss": loss, "metrics": metrics})
+
+    if setting.parts == 1:
+        state, gradient, row = part(carry.state, key_loss, rows, augmentations)
+    else:
+        state, gradient, row = _in_parts(part, carry, key_loss, rows, augmentations, setting)
 
     def take():
         optimizer = optax.with_extra_args_support(setting.optimizer)
-        updates, own = optimizer.update(gradient, carry.optimizer, carry.params, value=loss, num_steps=num_steps)
+        updates, own = optimizer.update(gradient, carry.optimizer, carry.params, value=row["loss"], num_steps=num_steps)
         params = optax.apply_updates(carry.params, updates)
         average = carry.average
         if setting.averaging:
@@ -180,11 +221,56 @@ def _step(model, data, order, key, carry: Carry, index, num_steps, decay, settin
         return carry._replace(failed=jnp.where(alive, index, carry.failed))
 
     alive = carry.failed < 0
-    finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
+    finite = jnp.isfinite(row["loss"]) & _all_finite(gradient)
     # A branch and not a select: selecting would read and write the parameters and the optimizer's moments once more.
     after = jax.lax.cond(alive & finite, take, stay)
-    row = jax.tree.map(jnp.asarray, {"loss": loss, "metrics": metrics})
     return after, jax.tree.map(lambda a: jnp.where(alive, a, _blank(a)), row)
+
+
+def augmented(augment, keys, batch: PyTree) -> PyTree:
+    """A batch with `augment` applied to its events; of a pair (events, conditions) the conditions stay."""
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        return jax.vmap(augment)(keys, batch[0]), batch[1]
+    return jax.vmap(augment)(keys, batch)
+
+
+def _rows(order, key, index, setting: Setting):
+    """Which events make the batch of a step; in epochs `order` is the shuffled order of those that are trained on."""
+    if setting.epochs:
+        position = index % (len(order) // setting.batch_size)
+        return jax.lax.dynamic_slice_in_dim(order, position * setting.batch_size, setting.batch_size)
+    return order[jax.random.randint(key, (setting.batch_size,), setting.held_out, len(order))]
+
+
+def _shuffled(key, order, *, number, setting: Setting):
+    """The events that are trained on, in the order of one epoch: a function of the key and the epoch's number alone."""
+    key_shuffle = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, 0), 3), number)
+    return jax.random.permutation(key_shuffle, order[setting.held_out :])
+
+
+def _in_parts(part, carry: Carry, key, rows, augmentations, setting: Setting):
+    """The state after all parts of a batch, the mean of their gradients, and what is recorded of the step."""
+
+    def add(carried, given):
+        state, total = carried
+        state, gradient, row = part(state, *given)
+        return (state, jax.tree.map(jnp.add, total, gradient)), row
+
+    cut = (jax.random.split(key, setting.parts), *jax.tree.map(lambda a: _cut(a, setting.parts), (rows, augmentations)))
+    (state, total), row = jax.lax.scan(add, (carry.state, optax.tree.zeros_like(carry.params)), cut)
+    # Counts of a batch add up over its parts; means over its events are averaged.
+    row = jax.tree.map(lambda a: a.mean(0) if jnp.issubdtype(a.dtype, jnp.inexact) else a.sum(0, dtype=a.dtype), row)
+    return state, jax.tree.map(lambda a: a / setting.parts, total), row
+
+
+def _cut(a, parts: int):
+    return a.reshape(parts, -1, *a.shape[1:])
+
+
+def _all_finite(gradient):
+    """By the largest entry and not by the norm: a maximum is vectorised on a CPU, and a sum of squares is not."""
+    tops = [jnp.isfinite(jnp.max(jnp.abs(a), initial=0)) for a in jax.tree.leaves(gradient)]
+    return jnp.stack([*tops, True]).all()
 
 
 def _blank(a):

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from gensamp import descent
 from gensamp.core import Model, PyTree, Target, check_key
@@ -12,10 +13,15 @@ from gensamp.descent import Setting
 from gensamp.parallel import AXIS
 from gensamp.store import fingerprint
 
-__all__ = ["check_arguments", "check_model", "identity"]
+__all__ = ["check_arguments", "check_augment", "check_model", "identity"]
 
 
-def check_arguments(key, model, data, optimizer, num_steps, batch_size, ema, validation, mesh) -> Setting:
+ORDERS = ("drawn", "epochs")
+
+
+def check_arguments(
+    key, model, data, optimizer, num_steps, batch_size, ema, validation, mesh, batches="drawn", accumulate=1
+) -> Setting:  # fmt: skip
     """The Setting of a call to `fit`, or a TypeError or ValueError of one sentence."""
     seeds = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 1
     if not seeds:
@@ -26,18 +32,21 @@ def check_arguments(key, model, data, optimizer, num_steps, batch_size, ema, val
         raise TypeError(
             f"fit got {type(model).__name__} as its model; expected a Model, such as gensamp.pushforward.realnvp(...)"
         )
-    for name, value in {"num_steps": num_steps, "batch_size": batch_size}.items():
+    for name, value in {"num_steps": num_steps, "batch_size": batch_size, "accumulate": accumulate}.items():
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise ValueError(f"{name} is {value!r}; expected an integer of at least 1")
     if optimizer is not None and not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(f"optimizer is {optimizer!r}; expected an optax transformation, such as optax.adam(1e-3)")
+    if batches not in ORDERS:
+        raise ValueError(f"batches is {batches!r}; expected one of {', '.join(ORDERS)}")
     if ema is not None and not (isinstance(ema, float) and 0 < ema < 1):
         raise ValueError(f"ema is {ema!r}; expected a decay between 0 and 1, such as 0.999, or None")
     if not 0 <= validation < 1:
         raise ValueError(f"validation is {validation!r}; expected the share of events to hold out, in [0, 1)")
     if data is None:
         held_out = 0
-        for name, given in {"validation": validation > 0, "mesh": mesh is not None}.items():
+        given_for_data = {"validation": validation > 0, "mesh": mesh is not None, "accumulate": accumulate > 1}
+        for name, given in (given_for_data | {"batches": batches != ORDERS[0]}).items():
             if given:
                 raise ValueError(f"{name}= divides data, and data is None; leave it out for a model that learns from a density")
     else:
@@ -53,10 +62,14 @@ def check_arguments(key, model, data, optimizer, num_steps, batch_size, ema, val
             )
     if mesh is not None and tuple(mesh.axis_names) != (AXIS,):
         raise ValueError(f"mesh has axes {mesh.axis_names}; expected the one axis of gensamp.parallel.mesh()")
-    if mesh is not None and batch_size % mesh.size:
-        raise ValueError(f"batch_size is {batch_size}; expected a multiple of the mesh's {mesh.size} devices")
+    if batch_size % accumulate:
+        raise ValueError(f"accumulate is {accumulate}; expected a number of parts that divides the batch_size of {batch_size}")
+    if mesh is not None and batch_size // accumulate % mesh.size:
+        part = "" if accumulate == 1 else f" in {accumulate} parts"
+        raise ValueError(f"batch_size is {batch_size}{part}; expected a multiple of the mesh's {mesh.size} devices")
     optimizer = descent.default_optimizer() if optimizer is None else optimizer
-    return Setting(optimizer, int(batch_size), held_out, ema is not None, seeds, mesh)
+    epochs = batches == "epochs"
+    return Setting(optimizer, int(batch_size), held_out, ema is not None, seeds, mesh, int(accumulate), epochs)
 
 
 def _check_data(data: PyTree) -> int:
@@ -75,17 +88,39 @@ def _check_data(data: PyTree) -> int:
     return lengths.pop()
 
 
+def check_augment(augment: Any, data: PyTree) -> Partial | None:
+    """The augmentation as a pytree, or a TypeError or ValueError of one sentence: it must keep an event's shapes and dtypes."""
+    if augment is None:
+        return None
+    if data is None:
+        raise ValueError("augment= changes data, and data is None; leave it out for a model that learns from a density")
+    if not callable(augment):
+        raise TypeError(f"augment is {augment!r}; expected a function (key, event) -> event, such as gensamp.augment.flip()")
+    augment = augment if isinstance(augment, Partial) else Partial(augment)
+    batch = _shapes(data, 1)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+    try:
+        out = jax.eval_shape(descent.augmented, augment, keys, batch)
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"augment cannot be applied to an event: {reason}") from error
+    before, after = ([f"{a.dtype}{list(a.shape[1:])}" for a in jax.tree.leaves(tree)] for tree in (batch, out))
+    if before != after or jax.tree.structure(batch) != jax.tree.structure(out):
+        raise ValueError(f"augment turned an event of {before} into {after}; expected the same shapes and dtypes")
+    return augment
+
+
 def check_model(key, model: Model, data: PyTree, setting: Setting) -> dict[str, Any]:
     """Shapes of what one step records, found by tracing alone."""
 
     def outcome(key, data):
         order = None if data is None else jnp.arange(len(jax.tree.leaves(data)[0]))
         params, state = model.init(key, descent.first_batch(data, order, setting.held_out))
-        batch = jax.tree.map(lambda a: a[: setting.batch_size], data)
+        batch = jax.tree.map(lambda a: a[: setting.part_size], data)
         loss, (new_state, metrics) = model.loss(params, state, key, batch)
         return {"loss": loss, "metrics": metrics}, state, new_state
 
-    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jax.dtypes.canonicalize_dtype(a.dtype)), data)
+    shapes = _shapes(data)
     try:
         row, state, new_state = jax.eval_shape(outcome, jax.eval_shape(lambda: jax.random.key(0)), shapes)
     except Exception as error:
@@ -104,10 +139,26 @@ def check_model(key, model: Model, data: PyTree, setting: Setting) -> dict[str, 
     return row
 
 
-def identity(key, model, data, setting: Setting, ema, num_steps) -> dict[str, str]:
+def _shapes(data: PyTree, events: int | None = None) -> PyTree:
+    """Data as shapes, with so many events."""
+
+    def shape_of(a):
+        length = a.shape[:1] if events is None else (events,)
+        return jax.ShapeDtypeStruct((*length, *a.shape[1:]), jax.dtypes.canonicalize_dtype(a.dtype))
+
+    return jax.tree.map(shape_of, data)
+
+
+def identity(key, model, data, augment, setting: Setting, ema, num_steps) -> dict[str, str]:
     """What a stored fit must share to be the same fit. The schedule of the default optimizer depends on num_steps."""
-    return {
+    parts = {
         "key": fingerprint(key), "model": fingerprint(model), "data": fingerprint(data), "batch size": str(setting.batch_size),
         "events held out": str(setting.held_out), "ema": str(ema), "optimizer": "own" if num_steps is None else "default",
         "number of steps": str(num_steps),
     }  # fmt: skip
+    # Named only where they are asked for, so that a fit stored before there was such a choice can be gone on with.
+    asked = {
+        "accumulation": (setting.parts > 1, setting.parts), "batches": (setting.epochs, "epochs"),
+        "augmentation": (augment is not None, fingerprint(augment)),
+    }  # fmt: skip
+    return parts | {name: str(value) for name, (given, value) in asked.items() if given}

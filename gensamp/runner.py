@@ -143,6 +143,7 @@ def sample(
 
     Raises:
         TypeError, ValueError, FileExistsError: bad input, in one sentence, before the sampling program is compiled.
+        MemoryError: the device has too little memory before anything is recorded; it names the batch that fits.
     """
     started = time.perf_counter()
     plan = make_plan(
@@ -161,9 +162,16 @@ def sample(
             elif run_chains(plan, run, until):
                 ending = "converged"
         except Exception as error:
+            # Imported when it is needed: it knows training too, and that knows optax.
+            from gensamp import memory
+
+            exhausted = memory.is_exhausted(error)
+            reason = memory.sample_advice(plan, error) if exhausted else error
+            if run.done == 0 and exhausted:
+                raise MemoryError(reason) from error
             if run.done == 0:
                 raise
-            ending, message = "failed", f"failed after {run.done} of {num_draws} draws: {error}"
+            ending, message = "failed", f"failed after {run.done} of {num_draws} draws: {reason}"
         run.settle()
     if ending == "finished" and run.done < num_draws:
         ending, message = "interrupted", f"interrupted after {run.done} of {num_draws} draws"

@@ -12,6 +12,7 @@ num_steps, never on how the steps were cut into chunks or whether the run was in
 import json
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any, Literal
@@ -24,11 +25,11 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from tqdm.auto import tqdm
 
-from gensamp import descent
+from gensamp import descent, memory
 from gensamp.clock import compile_clock
 from gensamp.core import Bill, Ledger, Model, PyTree
 from gensamp.descent import Setting
-from gensamp.fit_checks import check_arguments, check_model, identity
+from gensamp.fit_checks import check_arguments, check_augment, check_model, identity
 from gensamp.interrupt import interruptible
 from gensamp.parallel import put
 from gensamp.runner import shown
@@ -70,6 +71,9 @@ def fit(
     optimizer: optax.GradientTransformation | None = None,
     num_steps: int = 1000,
     batch_size: int = 128,
+    batches: Literal["drawn", "epochs"] = "drawn",
+    accumulate: int = 1,
+    augment: Callable | None = None,
     ema: float | None = None,
     validation: float = 0.0,
     mesh: Mesh | None = None,
@@ -88,7 +92,13 @@ def fit(
             since `optax.adam(1e-3)` made anew compiles anew. By default Adam behind a clip of the gradient's global norm at 1,
             with a rate that warms up to 1e-3 over 5 % of the steps and falls to 0 along a cosine.
         num_steps: gradient steps.
-        batch_size: events per step, drawn with replacement.
+        batch_size: events per step.
+        batches: "drawn" with replacement, or "epochs": every event once, in an order that is shuffled on the device, before any
+            comes again; what is left of an order after its last whole batch is left out, other events in each epoch.
+        accumulate: parts, dividing batch_size, in which a batch is taken one after another, with one update after the last: the
+            memory of a smaller batch and the gradient of the whole one, to rounding, where the loss is a mean over events and
+            adds no noise of its own; otherwise other noise of the same law.
+        augment: (key, event) -> event, such as `gensamp.augment.flip()`, applied anew to every event that is trained on.
         ema: decay of an exponential moving average of the parameters, such as 0.999; it is debiased.
         validation: share of the events held out, drawn by the key; their loss is computed 20 times, at the averaged parameters
             where there are any. Zero holds out nothing.
@@ -107,18 +117,23 @@ def fit(
 
     Raises:
         TypeError, ValueError, FileExistsError: bad input, in one sentence, before anything is compiled.
+        MemoryError: the device has too little memory; it names the batch that fits. What is in `store` can be gone on with.
     """
     started = time.perf_counter()
-    setting = check_arguments(key, model, data, optimizer, num_steps, batch_size, ema, validation, mesh)
+    setting = check_arguments(
+        key, model, data, optimizer, num_steps, batch_size, ema, validation, mesh, batches, accumulate
+    )  # fmt: skip
+    augment = check_augment(augment, data)
     if resume and store is None:
         raise ValueError("resume=True needs store=, the folder of the fit to go on with")
     row = check_model(key, model, data, setting)
     checkpoints = None
     if store is not None:
-        own = identity(key, model, data, setting, ema, num_steps if optimizer is None else None)
+        own = identity(key, model, data, augment, setting, ema, num_steps if optimizer is None else None)
         checkpoints = _Checkpoints(FilePath(store), own, resume, num_steps)
     with compile_clock() as clock, interruptible() as interrupted:
-        run = _Run(model, data, key, setting, row, num_steps, 0.0 if ema is None else ema, clock, started, checkpoints)
+        decay = 0.0 if ema is None else ema
+        run = _Run(model, data, augment, key, setting, row, num_steps, decay, clock, started, checkpoints)
         with tqdm(total=num_steps, initial=run.index, disable=not shown(progress), unit="step") as bar:
             while run.index < num_steps and not run.stopped and not interrupted.is_set():
                 bar.update(run.advance())
@@ -139,11 +154,11 @@ class _Run:
     """
 
     def __init__(
-        self, model, data, key, setting: Setting, row, num_steps: int, decay: float, clock, started, checkpoints
+        self, model, data, augment, key, setting: Setting, row, num_steps: int, decay: float, clock, started, checkpoints
     ) -> None:
         self.setting, self.num_steps, self.decay, self.clock = setting, num_steps, np.float32(decay), clock
         self.events = None if data is None else len(jax.tree.leaves(data)[0])
-        self.model, self.data, self.key = self._placed((model, data, key))
+        self.model, self.data, self.key, self.augment = self._placed((model, data, key, augment))
         self.carry, self.order = descent.begin(self.model, self.data, self.key, setting=setting)
         seeds = key.shape
         self.buffer = self._placed(jax.tree.map(lambda a: np.zeros((CAPACITY, *seeds), a.dtype), row))
@@ -170,9 +185,13 @@ class _Run:
         every = -(-self.num_steps // VALIDATIONS) if self.setting.held_out else self.num_steps
         stop = min(start + min(self.pace, CAPACITY), self.num_steps, (start // every + 1) * every)
         span = (np.int32(start), np.int32(stop), np.float32(self.num_steps), self.decay)
-        self.carry, self.buffer = descent.advance(
-            self.model, self.data, self.order, self.key, self.carry, self.buffer, *span, setting=self.setting
-        )
+        arguments = (self.model, self.data, self.order, self.key, self.carry, self.buffer, *span, self.augment)
+        try:
+            self.carry, self.buffer = jax.block_until_ready(descent.advance(*arguments, setting=self.setting))
+        except jax.errors.JaxRuntimeError as error:
+            if not memory.is_exhausted(error):
+                raise
+            raise MemoryError(memory.fit_advice(self.setting, arguments, error)) from error
         if self.stopped:
             stop = int(self.failed.max()) + 1
         self.rows.append(jax.tree.map(lambda a: np.array(a[: stop - start]), jax.device_get(self.buffer)))
@@ -288,7 +307,7 @@ class _Checkpoints:
         if "identity" not in tree:
             raise ValueError(f"store {folder} holds checkpoints of something else; choose another folder")
         held = json.loads(np.asarray(tree["identity"], np.uint8).tobytes())
-        differs = sorted(part for part in identity if held.get(part) != identity[part])
+        differs = sorted(part for part in held | identity if held.get(part) != identity.get(part))
         if differs:
             raise ValueError(f"store {folder} belongs to another fit: its {', '.join(differs)} differ; choose another folder")
         if self.saved_index > num_steps:

@@ -15,6 +15,8 @@ both play from one `value_and_grad`, and `fit` needs no special case. Objectives
 
 m is a point drawn evenly between an event and a draw. Hinge takes its penalty in place of spectral normalisation.
 
+A conditional GAN (Mirza and Osindero 2014) plays the game within each condition c: G(z, c) against D(x, c).
+
 Several critic steps per generator step, and two rates (Heusel et al. 2017), are a matter of the optimizer: `gan_optimizer`. The
 averaged generator, which draws better than the last one, is `fit(ema=)`. Row "GAN" of the table: start Gaussian, one learned
 deterministic step.
@@ -31,6 +33,8 @@ from gensamp.core import Info, Model, Network, Sampler, Static, Traits, bind, sc
 from gensamp.nets.critic import critic as perceptron_critic
 from gensamp.nets.critic import generator as perceptron_generator
 from gensamp.nets.event import Event
+from gensamp.pushforward.conditional import labelled
+from gensamp.pushforward.diffusion.losses import split_condition
 from gensamp.pushforward.frame import enter, fit_frame, leave
 
 __all__ = ["gan", "gan_optimizer"]
@@ -44,6 +48,8 @@ def gan(
     generator: Network | None = None,
     critic: Network | None = None,
     penalty: float | int | None = None,
+    conditional: bool = False,
+    num_classes: int | None = None,
 ) -> Model:
     """A GAN over events of any shape.
 
@@ -53,6 +59,9 @@ def gan(
             Gaussian in the plane a lambda of 1 came within .01 nats where 10 stayed .02 to .3 away after as many steps.
         generator: apply(params, z [latent_dim]) -> like the template. critic: apply(params, x) -> scalar. Both work in the
             frame of the data, about zero mean and unit variance; by default the perceptrons of `nets.critic`.
+        conditional: batches are pairs (events, conditions), both networks take the condition of one event as a last input, and
+            samplers are made by model.sampler(params, condition); see `pushforward.conditional`.
+        num_classes: makes it conditional on integer labels [], which the default networks see as indicator vectors.
 
     Returns:
         Model without log_density: nobody knows a GAN's. A loss costs four forwards per event, five for "wasserstein"; a draw
@@ -60,7 +69,7 @@ def gan(
         "wasserstein" estimates the distance the generator has left.
 
     Raises:
-        ValueError: latent_dim < 1, an unknown objective, or a negative penalty.
+        ValueError: latent_dim < 1, an unknown objective, a negative penalty, or conditions that a default network cannot see.
     """
     event = Event.of(template)
     if objective not in _OBJECTIVES:
@@ -70,12 +79,19 @@ def gan(
     penalty = _PENALTIES[objective] if penalty is None else penalty
     if not penalty >= 0:
         raise ValueError(f"gan got penalty={penalty}; expected a weight of at least 0")
-    generator = perceptron_generator(template, latent_dim) if generator is None else generator
-    critic = perceptron_critic(template) if critic is None else critic
-    latent = Static(latent_dim)
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"gan got num_classes={num_classes}; expected at least 1")
+    conditional = conditional or num_classes is not None
+    if conditional and num_classes is None and (generator is None or critic is None):
+        raise ValueError(
+            "gan got conditional=True and no network; give num_classes= for labels, or both generator= and critic="
+        )
+    generator = _default_generator(template, latent_dim, num_classes) if generator is None else generator
+    critic = _default_critic(template, event, num_classes) if critic is None else critic
+    latent, options = Static(latent_dim), Static((objective, conditional))
     return Model(
-        init=bind(_init, generator, critic, event),
-        loss=bind(_loss, generator, critic, event, latent, Static(objective), scalar(penalty, event.template)),
+        init=bind(_init, generator, critic, event, options),
+        loss=bind(_loss, generator, critic, event, latent, options, scalar(penalty, event.template)),
         sampler=bind(_sampler, generator, event, latent),
         forwards=5 if objective == "wasserstein" else 4,
     )
@@ -149,9 +165,27 @@ _OBJECTIVES = {
 _PENALTIES = {"nonsaturating": 1.0, "wasserstein": 10.0, "hinge": 1.0}
 
 
-def _init(generator, critic, event, key, batch):
+def _default_generator(template, latent_dim, num_classes):
+    if num_classes is None:
+        return perceptron_generator(template, latent_dim)
+    return labelled(perceptron_generator(template, latent_dim + num_classes), num_classes)
+
+
+def _default_critic(template, event, num_classes):
+    if num_classes is None:
+        return perceptron_critic(template)
+    critic = perceptron_critic((event.template, jax.ShapeDtypeStruct((num_classes,), event.dtype)))
+    return Network(critic.init, bind(_judge, critic.apply, Static(num_classes), event))
+
+
+def _judge(apply, num_classes, event, params, x, label):
+    return apply(params, (x, jax.nn.one_hot(label, num_classes.value, dtype=event.dtype)))
+
+
+def _init(generator, critic, event, options, key, batch):
     if batch is None:
         raise ValueError("gan got no data; expected a batch of events to learn from")
+    batch, _ = split_condition(options.value[1], batch)
     event.check(batch)
     key_generator, key_critic = jax.random.split(key)
     return {
@@ -159,20 +193,24 @@ def _init(generator, critic, event, key, batch):
     }, ()  # fmt: skip
 
 
-def _loss(generator, critic, event, latent_dim, objective, weight, params, state, key, batch):
+def _loss(generator, critic, event, latent_dim, options, weight, params, state, key, batch):
+    objective, conditional = options.value
+    batch, conditions = split_condition(conditional, batch)
     frame = jax.lax.stop_gradient(params["frame"])
     held = jax.lax.stop_gradient(params["critic"])
-    critic_loss, generator_loss = _OBJECTIVES[objective.value]
+    critic_loss, generator_loss = _OBJECTIVES[objective]
 
-    def value(y):
-        return critic.apply(params["critic"], event.unflatten(y))
-
-    def one(key, x):
+    def one(key, x, *condition):
         key_latent, key_between = jax.random.split(key)
+        asked = _asked(condition)
+
+        def value(y):
+            return critic.apply(params["critic"], event.unflatten(y), *asked)
+
         real = event.flatten(enter(frame, x))
-        drawn = generator.apply(params["generator"], _prior(latent_dim, event, key_latent))
+        drawn = generator.apply(params["generator"], _prior(latent_dim, event, key_latent), *condition)
         fake = _apart(event.flatten(drawn))
-        if objective.value == "wasserstein":
+        if objective == "wasserstein":
             share = jax.random.uniform(key_between, (), event.dtype)
             slope = jax.grad(value)(share * real + (1 - share) * fake)
             # A norm whose derivative at a slope of zero is zero and not NaN.
@@ -181,10 +219,10 @@ def _loss(generator, critic, event, latent_dim, objective, weight, params, state
         else:
             on_real, slope = jax.value_and_grad(value)(real)
             steepness = 0.5 * jnp.square(slope).sum()
-        return on_real, value(fake), critic.apply(held, drawn), steepness
+        return on_real, value(fake), critic.apply(held, drawn, *asked), steepness
 
     size = len(jax.tree.leaves(batch)[0])
-    on_real, on_fake, judged, steepness = jax.vmap(one)(jax.random.split(key, size), batch)
+    on_real, on_fake, judged, steepness = jax.vmap(one)(jax.random.split(key, size), batch, *conditions)
     metrics = {
         "critic_loss": critic_loss(on_real, on_fake).mean(), "generator_loss": generator_loss(judged).mean(),
         "penalty": weight * steepness.mean(), "gap": on_real.mean() - on_fake.mean(),
@@ -192,16 +230,21 @@ def _loss(generator, critic, event, latent_dim, objective, weight, params, state
     return metrics["critic_loss"] + metrics["penalty"] + metrics["generator_loss"], (state, metrics)
 
 
+def _asked(condition):
+    """What the critic is told of the condition."""
+    return condition
+
+
 def _apart(draws):
     """The generator's draws as the critic sees them: data, through which no gradient returns."""
     return jax.lax.stop_gradient(draws)
 
 
-def _sampler(generator, event, latent_dim, params):
+def _sampler(generator, event, latent_dim, params, *condition):
     return Sampler(
         start=bind(_prior, latent_dim, event),
         init=bind(_stand, event),
-        step=bind(_step, generator, params["generator"]),
+        step=bind(_step, generator, params["generator"], condition),
         position=bind(_position, params["frame"]),
         num_steps=1,
         traits=Traits(law="approximate"),
@@ -217,9 +260,9 @@ def _stand(event, key, z):
     return z, event.zeros()
 
 
-def _step(generator, weights, key, state, index):
+def _step(generator, weights, condition, key, state, index):
     del key, index
-    return (state[0], generator.apply(weights, state[0])), Info.of(forwards=1)
+    return (state[0], generator.apply(weights, state[0], *condition)), Info.of(forwards=1)
 
 
 def _position(frame, state):

@@ -14,6 +14,8 @@ groups from the posterior of an event and the others from the prior.
 Options of training, which change the loss and never the bound that is reported:
 
     free bits    R_l counts as max(R_l, lambda), R_l averaged over the batch               (Kingma et al. 2016, eq. 15)
+                 Groups of a learned hierarchy can do each other's work, so those that lag behind are left at their prior and
+                 stay there; a hierarchy names the lambda that keeps them in use, and `ladder`'s is not zero.
     shares       R_l is weighed by how far it is from a share a_l of the total rate: by r = R_l / (a_l sum R) held at 0.1 from
                  below where r < 1, by 1 up to r = 2, by min(r / 2, 2) above; no gradient through the weight (Luhman and Luhman
                  2022, whose shares are `geometric_shares`)
@@ -54,7 +56,8 @@ class Hierarchy:
     posterior: (params, at, path, prior's (mean, scale), features) -> (mean, scale).
     merge: (params, at, path, z) -> path, once the group is drawn.
     log_prob: (params, path, x) -> scalar, the event's law at the end; draw: (params, path, key) -> x.
-    forwards: network evaluations of encode, prior, posterior, and of log_prob or draw.
+    forwards: network evaluations of encode, prior, posterior, and of log_prob or draw. free_bits: nats per group that had
+    better cost nothing while it is trained.
     """
 
     init: Any
@@ -71,17 +74,19 @@ class Hierarchy:
     latent_dim: int = dataclasses.field(metadata={"static": True})
     num_groups: int = dataclasses.field(metadata={"static": True})
     forwards: tuple[int, int, int, int] = dataclasses.field(metadata={"static": True})
+    free_bits: float = dataclasses.field(default=0.0, metadata={"static": True})
 
 
 def hierarchical_vae(
-    hierarchy: Hierarchy, *, dequantise: Any = 0.0, free_bits: float | int = 0.0, shares: Sequence[float] | None = None
+    hierarchy: Hierarchy, *, dequantise: Any = 0.0, free_bits: float | None = None, shares: Sequence[float] | None = None
 ) -> Model:
     """The Model that trains a hierarchy on its ELBO and draws from it.
 
     Args:
         hierarchy: such as `ladder(...)` or `diffusion_hierarchy(...)`.
         dequantise: for data on a lattice under a density, the width of a cell; training adds uniform noise in one cell.
-        free_bits: lambda, nats per group that cost nothing.
+        free_bits: lambda, nats per group that cost nothing; None: those of the hierarchy, or none where shares are given, which
+            keep groups in use too.
         shares: a_l, one positive number per group, scaled to sum to one; None weighs every rate alike.
 
     Returns:
@@ -92,6 +97,8 @@ def hierarchical_vae(
         ValueError: free_bits is negative, or the shares are not one positive number per group.
     """
     groups = hierarchy.num_groups
+    if free_bits is None:
+        free_bits = hierarchy.free_bits if shares is None else 0.0
     if free_bits < 0:
         raise ValueError(f"hierarchical_vae got free_bits={free_bits}; expected at least 0 nats per group")
     if shares is not None and (len(shares) != groups or not all(share > 0 for share in shares)):
@@ -187,7 +194,7 @@ def _weights(rate, wanted):
         return jnp.ones_like(rate)
     held = jax.lax.stop_gradient(rate)
     # A posterior at its prior throughout has no shares to speak of: then nothing is weighed down but by the floor.
-    r = held / (wanted * jnp.maximum(held.sum(), jnp.finfo(rate.dtype).tiny))
+    r = held / jnp.maximum(wanted * held.sum(), jnp.finfo(rate.dtype).tiny)
     return jnp.where(r < 1, jnp.maximum(r, 0.1), jnp.clip(r / 2, 1, 2))
 
 

@@ -27,6 +27,7 @@ from gensamp.pushforward.likelihoods import Likelihood, gaussian
 __all__ = ["ladder"]
 
 _BOUND = 5.0
+_FREE_BITS = 0.5
 
 
 def ladder(
@@ -81,6 +82,7 @@ def ladder(
         latent_dim=latent_dim,
         num_groups=num_groups,
         forwards=(num_groups, 1, 1, 1),
+        free_bits=_FREE_BITS,
     )
 
 

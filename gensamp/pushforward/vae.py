@@ -8,6 +8,9 @@ The law of the last step is one of `likelihoods`. Two changes of the objective, 
     importance weights    E_q log 1/n sum_i p(x, z_i) / q(z_i | x), between the ELBO and log p(x)   (Burda et al. 2016, eq. 8)
     free bits             KL_j replaced by max(KL_j, lambda) for every latent coordinate j          (Kingma et al. 2016, eq. 15)
 
+A conditional VAE (Sohn, Lee and Yan 2015) tells encoder and decoder the condition c: q(z | x, c) and p(x | z, c), the prior as
+it is.
+
 Row "VAE" of the table: start from the prior, one learned stochastic step.
 """
 
@@ -19,6 +22,8 @@ import jax.numpy as jnp
 from gensamp.core import Info, Model, Sampler, Static, Traits, bind, scalar
 from gensamp.nets.event import Event
 from gensamp.nets.mlp import feedforward
+from gensamp.pushforward.conditional import labelled
+from gensamp.pushforward.diffusion.losses import split_condition
 from gensamp.pushforward.frame import enter, fit_frame
 from gensamp.pushforward.likelihoods import Likelihood, gaussian
 
@@ -38,6 +43,7 @@ def vae(
     num_importance: int = 1,
     free_bits: float | int = 0.0,
     draws: Literal["event", "mean"] = "event",
+    num_classes: int | None = None,
 ) -> Model:
     """A VAE over events of any shape (images and trees are flattened).
 
@@ -51,6 +57,8 @@ def vae(
         free_bits: lambda, nats per latent coordinate that cost nothing, averaged over the batch.
         draws: "event" draws from the model's law, observation noise included; "mean" returns the decoder's mean, which looks
             cleaner and is not a draw from any law the model has a bound for.
+        num_classes: makes it conditional: batches are pairs (events, integer labels), and samplers are made by
+            model.sampler(params, label); see `pushforward.conditional`.
 
     Returns:
         Model without log_density (only a bound is known). Samplers cost one forward per draw, a loss 1 + num_importance per
@@ -73,15 +81,21 @@ def vae(
             f"vae got free_bits={free_bits} with num_importance={num_importance}; expected a number of at least 0, and 0 "
             "beside importance weights, whose bound has no term of each coordinate"
         )
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"vae got num_classes={num_classes}; expected at least 1")
     likelihood = gaussian(template, variance=variance, smallest_scale=smallest_scale) if likelihood is None else likelihood
     options = {"width": width, "depth": depth, "dtype": event.dtype}
     # The encoder starts at the prior, where the KL is zero.
-    encoder = feedforward(event.size, 2 * latent_dim, zero=True, **options)
-    decoder = feedforward(latent_dim, likelihood.numbers * event.size, **options)
+    told = num_classes or 0
+    encoder = feedforward(event.size + told, 2 * latent_dim, zero=True, **options)
+    decoder = feedforward(latent_dim + told, likelihood.numbers * event.size, **options)
+    if num_classes is not None:
+        encoder, decoder = labelled(encoder, num_classes), labelled(decoder, num_classes)
+    conditional = Static(num_classes is not None)
     return Model(
-        init=bind(_init, encoder, decoder, likelihood, event),
+        init=bind(_init, encoder, decoder, likelihood, event, conditional),
         loss=bind(
-            _loss, encoder, decoder, likelihood, event, Static(num_importance), scalar(dequantise, event.template),
+            _loss, encoder, decoder, likelihood, event, conditional, Static(num_importance), scalar(dequantise, event.template),
             scalar(free_bits, event.template),
         ),
         sampler=bind(_sampler, decoder, likelihood, event, Static((latent_dim, draws))),
@@ -89,9 +103,10 @@ def vae(
     )  # fmt: skip
 
 
-def _init(encoder, decoder, likelihood, event, key, batch):
+def _init(encoder, decoder, likelihood, event, conditional, key, batch):
     if batch is None:
         raise ValueError("vae got no data; expected a batch of events to learn from")
+    batch, _ = split_condition(conditional.value, batch)
     event.check(batch)
     key_encoder, key_decoder = jax.random.split(key)
     return {
@@ -100,20 +115,21 @@ def _init(encoder, decoder, likelihood, event, key, batch):
     }, ()  # fmt: skip
 
 
-def _loss(encoder, decoder, likelihood, event, num_importance, dequantise, free_bits, params, state, key, batch):
+def _loss(encoder, decoder, likelihood, event, conditional, num_importance, dequantise, free_bits, params, state, key, batch):
     frame = jax.lax.stop_gradient(params["frame"])
+    batch, conditions = split_condition(conditional.value, batch)
 
-    def one(key, x):
+    def one(key, x, *condition):
         key_cell, key_latent = jax.random.split(key)
         cell = event.unflatten(jax.random.uniform(key_cell, (event.size,), event.dtype, minval=-0.5, maxval=0.5))
         x = jax.tree.map(lambda a, u: a + dequantise * u, x, cell)
-        mean, raw = jnp.split(encoder.apply(params["encoder"], event.flatten(enter(frame, x))), 2)
+        mean, raw = jnp.split(encoder.apply(params["encoder"], event.flatten(enter(frame, x)), *condition), 2)
         # A spread in (0, 2): a posterior much wider than the prior never pays, and an unbounded one overflows on outliers.
         log_spread = jax.nn.log_sigmoid(raw) + jnp.log(2.0).astype(raw.dtype)
 
         def weigh(eps):
             z = mean + jnp.exp(log_spread) * eps
-            log_prob = likelihood.log_prob(params, frame, decoder.apply(params["decoder"], z), x)
+            log_prob = likelihood.log_prob(params, frame, decoder.apply(params["decoder"], z, *_told(condition)), x)
             return log_prob, log_prob + 0.5 * (jnp.square(eps) - jnp.square(z)).sum() + log_spread.sum()
 
         eps = jax.random.normal(key_latent, (num_importance.value, mean.size), event.dtype)
@@ -122,7 +138,7 @@ def _loss(encoder, decoder, likelihood, event, num_importance, dequantise, free_
         return log_probs.mean(), kl, _log_mean_exp(log_weights)
 
     size = len(jax.tree.leaves(batch)[0])
-    reconstruction, kl, weighted = (a.mean(0) for a in jax.vmap(one)(jax.random.split(key, size), batch))
+    reconstruction, kl, weighted = (a.mean(0) for a in jax.vmap(one)(jax.random.split(key, size), batch, *conditions))
     elbo = reconstruction - kl.sum()
     bound = elbo if num_importance.value == 1 else weighted
     # Zero where every coordinate is above its free bits, so that the loss is then the bound itself.
@@ -130,16 +146,21 @@ def _loss(encoder, decoder, likelihood, event, num_importance, dequantise, free_
     return forgiven - bound, (state, {"elbo": elbo, "kl": kl.sum(), "reconstruction": reconstruction, "bound": bound})
 
 
+def _told(condition):
+    """What the decoder is told of the condition while it learns."""
+    return condition
+
+
 def _log_mean_exp(log_weights):
     return jax.scipy.special.logsumexp(log_weights) - jnp.log(log_weights.size).astype(log_weights.dtype)
 
 
-def _sampler(decoder, likelihood, event, options, params):
+def _sampler(decoder, likelihood, event, options, params, *condition):
     latent_dim, draws = options.value
     return Sampler(
         start=bind(_prior, Static(latent_dim), event),
         init=bind(_stand, event),
-        step=bind(_step, decoder, likelihood, Static(draws), params),
+        step=bind(_step, decoder, likelihood, Static(draws), params, condition),
         position=bind(_position),
         num_steps=1,
         traits=Traits(law="approximate"),
@@ -155,9 +176,9 @@ def _stand(event, key, z):
     return z, event.zeros()
 
 
-def _step(decoder, likelihood, draws, params, key, state, index):
+def _step(decoder, likelihood, draws, params, condition, key, state, index):
     del index
-    outputs = decoder.apply(params["decoder"], state[0])
+    outputs = decoder.apply(params["decoder"], state[0], *condition)
     if draws.value == "mean":
         x = likelihood.mean(params, params["frame"], outputs)
     else:

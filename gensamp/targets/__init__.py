@@ -12,6 +12,7 @@ from gensamp.core import Target
 from gensamp.targets.analytic import banana, funnel, gmm40, ill_conditioned_gaussian, rosenbrock, two_moons
 from gensamp.targets.brownian import brownian
 from gensamp.targets.datasets import digits, digits_labelled
+from gensamp.targets.hugging_face import hugging_face, hugging_face_labelled
 from gensamp.targets.images import celeba, cifar10, images_labelled, mnist, olivetti
 from gensamp.targets.lgcp import lgcp
 from gensamp.targets.mixture import mixture
@@ -25,10 +26,10 @@ from gensamp.targets.starts import endless_directions, feasible_start, prior_sta
 
 __all__ = [
     "banana", "bimodal", "brownian", "celeba", "cifar10", "data_sets", "digits", "digits_labelled", "eight_schools",
-    "endless_directions", "feasible_start", "from_numpyro", "funnel", "gmm25", "gmm40", "gmm9", "ill_conditioned_gaussian",
-    "images_labelled", "lgcp", "lj13", "make", "many_well", "mixture", "mnist", "mos10", "names", "olivetti", "phi4",
-    "posteriordb", "posteriordb_model", "posteriordb_names", "prior_of", "prior_start", "reference_draws", "rosenbrock",
-    "scattered_start", "sparse_logistic", "two_moons", "unconstrain",
+    "endless_directions", "feasible_start", "from_numpyro", "funnel", "gmm25", "gmm40", "gmm9", "hugging_face",
+    "hugging_face_labelled", "ill_conditioned_gaussian", "images_labelled", "lgcp", "lj13", "make", "many_well", "mixture",
+    "mnist", "mos10", "names", "olivetti", "phi4", "posteriordb", "posteriordb_model", "posteriordb_names", "prior_of",
+    "prior_start", "reference_draws", "rosenbrock", "scattered_start", "sparse_logistic", "two_moons", "unconstrain",
 ]  # fmt: skip
 
 _TARGETS = {

@@ -17,6 +17,7 @@ import os
 import sys
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import numpy as np
 from gensamp.core import Target, Truth
 from gensamp.targets.mixture import float_dtype
 
-__all__ = ["celeba", "cifar10", "images_labelled", "mnist", "olivetti"]
+__all__ = ["celeba", "cifar10", "images_labelled", "mnist", "olivetti", "scaled"]
 
 
 def mnist(*, dtype: Any = None) -> Target:
@@ -101,7 +102,7 @@ def images_labelled(name: str, split: str = "train", *, dtype: Any = None) -> tu
             f"images_labelled got {name!r} and split={split!r}; expected one of {', '.join(_READERS)}, and train or held_out"
         )
     pixels, labels = _READERS[name](split)
-    return _scaled(pixels, dtype), jnp.asarray(labels, jnp.int32)
+    return scaled(pixels, dtype), jnp.asarray(labels, jnp.int32)
 
 
 def _target(name: str, dtype: Any) -> Target:
@@ -110,11 +111,12 @@ def _target(name: str, dtype: Any) -> Target:
 
 
 def _as_target(name: str, train: np.ndarray, held_out: np.ndarray, dtype: Any) -> Target:
-    truth = Truth(reference=_scaled(held_out, dtype), source=f"{len(held_out)} held-out images, never in `data`")
-    return Target.from_data(_scaled(train, dtype), name=name, truth=truth)
+    truth = Truth(reference=scaled(held_out, dtype), source=f"{len(held_out)} held-out images, never in `data`")
+    return Target.from_data(scaled(train, dtype), name=name, truth=truth)
 
 
-def _scaled(pixels: np.ndarray, dtype: Any):
+def scaled(pixels: np.ndarray, dtype: Any):
+    """Pixels 0 to 255 as numbers in [-1, 1]."""
     dtype = float_dtype(dtype)
     return jnp.asarray(pixels, dtype) / jnp.asarray(127.5, dtype) - 1
 
@@ -176,7 +178,7 @@ def _read(folder: str, file: str) -> bytes:
     if file.endswith("-ubyte.gz"):
         try:
             content = gzip.decompress(content)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{path} is no gzip file ({error}); delete it, and it is downloaded again") from error
     method, allowed = _CONTENTS[f"{folder}/{file}"]
     found = hashlib.new(method, content, usedforsecurity=False).hexdigest()

@@ -105,7 +105,7 @@ def built(num_groups=3, **options):
 
 
 def test_a_ladder_starts_at_its_prior_and_adds_up():
-    hierarchy, model, params = built()
+    hierarchy, model, params = built(free_bits=0.0)
     _, (_, metrics) = jax.jit(model.loss)(params, (), jax.random.key(2), EVENTS)
     assert [float(metrics[f"rate_{i}"]) for i in (1, 2, 3)] == pytest.approx([0, 0, 0], abs=1e-5)
     params = stirred(params)
@@ -265,3 +265,32 @@ def test_bad_input_is_refused_in_a_sentence():
         diffusion_hierarchy(network, noise.vp_linear(), uniform_time(4), template=jnp.zeros(2))
     with pytest.raises(ValueError, match="at least 2 times"):
         diffusion_hierarchy(network, noise.cosine(), jnp.zeros(1), template=jnp.zeros(2))
+
+
+def test_a_ladder_asks_for_free_bits_and_a_fixed_encoder_or_shares_for_none():
+    _, model, params = built()
+    loss, (_, metrics) = jax.jit(model.loss)(params, (), jax.random.key(2), EVENTS)
+    # At its start every group is at its prior, and costs what is free.
+    assert float(loss) == pytest.approx(3 * 0.5 - float(metrics["elbo"]), rel=1e-5)
+    diffusion = diffusion_hierarchy(nets.mlp(TREE, width=8), noise.cosine(), uniform_time(3), template=TREE)
+    assert diffusion.free_bits == 0
+    by_shares = hierarchical_vae(ladder(TREE, num_groups=3, latent_dim=2, width=8), shares=(1.0, 1.0, 1.0))
+    cost, (_, metrics) = jax.jit(by_shares.loss)(params, (), jax.random.key(2), EVENTS)
+    # No rate at all is no division by zero.
+    assert float(cost) == pytest.approx(-float(metrics["elbo"]), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_all_groups_of_a_ladder_are_in_use_and_without_free_bits_they_are_not():
+    digits = gs.targets.digits()
+    hierarchy = ladder(digits.template, num_groups=4, latent_dim=8, width=64)
+    keys = jax.random.split(jax.random.key(0), 3)
+
+    def smallest_rates(**options):
+        model = hierarchical_vae(hierarchy, dequantise=0.125, **options)
+        fitted = gs.fit(keys, model, digits.data, num_steps=1200, batch_size=64, progress=False)
+        told = [fitted.history["metrics"][f"rate_{i}"][:, -100:].mean(1) for i in (1, 2, 3, 4)]
+        return np.min(told, axis=0)
+
+    assert (smallest_rates() > 0.4).all()
+    assert (smallest_rates(free_bits=0.0) < 0.2).all()

@@ -124,9 +124,44 @@ def test_a_corrupt_file_is_named_with_what_to_do(monkeypatch, tmp_path):
     (tmp_path / file).write_bytes(b"not gzip at all")
     with pytest.raises(ValueError, match=r"t10k-labels-idx1-ubyte.gz is no gzip file .* delete it"):
         images._read("mnist", "t10k-labels-idx1-ubyte.gz")
-    (tmp_path / file).write_bytes(gzip.compress(bytes(100))[:-9])
-    with pytest.raises(ValueError, match="is no gzip file"):
-        images._read("mnist", "t10k-labels-idx1-ubyte.gz")
+    whole = gzip.compress(np.random.default_rng(0).bytes(100))
+    backwards = whole[:10] + whole[10:][::-1]
+    for damaged in (whole[:-9], whole[:-20] + bytes(20), backwards, whole[:5], b""):
+        (tmp_path / file).write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"is no gzip file|is corrupt or another file"):
+            images._read("mnist", "t10k-labels-idx1-ubyte.gz")
+
+
+def test_a_download_that_breaks_off_or_brings_something_else_says_so(monkeypatch, tmp_path):
+    import pooch
+
+    served = tmp_path / "served.mat"
+    served.write_bytes(b"<html>too many downloads</html>")
+    monkeypatch.setenv("GENSAMP_DATA", str(tmp_path / "empty"))
+    monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / "cache")
+
+    def bring(url, output_file, pooch_instance):
+        Path(output_file).write_bytes(served.read_bytes())
+
+    monkeypatch.setattr(pooch, "HTTPDownloader", lambda **options: bring)
+    with pytest.raises(FileNotFoundError, match=r"the download failed \(.*hash.*; set GENSAMP_DATA"):
+        olivetti()
+    # Nothing of it stays in the cache, where it would be taken for the file.
+    assert not (tmp_path / "cache" / "olivetti" / "olivetti.mat").exists()
+
+
+@pytest.mark.parametrize("loader", [mnist, olivetti, cifar10, celeba])
+def test_every_loader_without_a_network_says_where_to_put_its_file(loader, monkeypatch, tmp_path):
+    import pooch
+
+    def refuse(url, output_file, pooch_instance):
+        raise ConnectionError("no network")
+
+    monkeypatch.setenv("GENSAMP_DATA", str(tmp_path / "empty"))
+    monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / "cache")
+    monkeypatch.setattr(pooch, "HTTPDownloader", lambda **options: refuse)
+    with pytest.raises(FileNotFoundError, match=rf"\(no network\); set GENSAMP_DATA .* as {loader.__name__}/"):
+        loader()
 
 
 def test_a_missing_file_that_cannot_be_had_says_where_to_put_it(monkeypatch, tmp_path):
