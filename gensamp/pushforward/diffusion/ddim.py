@@ -19,7 +19,7 @@ from gensamp.noise import Noise, root
 from gensamp.predictions import Prediction, combine
 from gensamp.pushforward.diffusion.ancestral import model_clip, model_grid, posterior_variance
 from gensamp.pushforward.diffusion.losses import denoiser, denoising_init, denoising_loss
-from gensamp.pushforward.diffusion.solver import guess, pose, reverse
+from gensamp.pushforward.diffusion.solver import fresh_normal, guess, pose, reverse
 
 __all__ = ["ddim", "ddim_sampler"]
 
@@ -92,7 +92,7 @@ def _step(problem, eta, key, x, index):
     x0, eps = guess(problem, t, x)
     fresh = eta * root(posterior_variance(noise, t, s))
     direction = root(noise.sigma(s) ** 2 - fresh**2)
-    return combine(noise.alpha(s), x0, direction, eps, fresh, problem.event.normal(key)), Info.of(forwards=1)
+    return combine(noise.alpha(s), x0, direction, eps, fresh, fresh_normal(problem, fresh, key)), Info.of(forwards=1)
 
 
 def _model_sampler(network, noise, grid, event, clip, eta, prediction, params, *condition):

@@ -31,9 +31,10 @@ from gensamp.core import Sampler, Static, Traits, bind, scalar
 from gensamp.nets.event import Event
 from gensamp.noise import FLOOR, Noise, root, x0_to_eps
 from gensamp.predictions import check_prediction, combine, rates, to_eps, to_x0
+from gensamp.pushforward.diffusion.guided import charged
 from gensamp.pushforward.frame import enter, identity_frame, leave
 
-__all__ = ["Level", "Problem", "field", "first_order", "guess", "known", "level", "level_at", "pose", "reverse"]
+__all__ = ["Level", "Problem", "field", "first_order", "fresh_normal", "guess", "known", "level", "level_at", "pose", "reverse"]
 
 
 @register_dataclass
@@ -108,14 +109,14 @@ def reverse(problem: Problem, step: Any, *given: Any, memory: int = 0) -> Sample
     """The Sampler that walks down the problem's grid.
 
     Args:
-        step: module-level, (problem, *given, key, state, index) -> (state, Info).
+        step: module-level, (problem, *given, key, state, index) -> (state, Info), its forwards the calls of the denoiser.
         given: what the solver binds besides: arrays, `Static`s.
         memory: 0: the state is x. n: the state is (x, (event, ...)) with n remembered events, zero at the start.
     """
     return Sampler(
         start=bind(_start, problem),
         init=bind(_remember, Static(memory)) if memory else bind(_stand),
-        step=bind(step, problem, *given),
+        step=charged(bind(step, problem, *given), problem.denoise),
         position=bind(_leave_first if memory else leave, problem.frame),
         num_steps=problem.times.size - 1,
         traits=Traits(law="approximate"),
@@ -156,6 +157,15 @@ def field(problem: Problem, t: Any, x0: Any, eps: Any) -> Any:
 def first_order(then: Level, x0: Any, eps: Any) -> Any:
     """alpha x_0 + sigma eps at a later level: DDIM's step, and every solver's to a time without noise."""
     return combine(then.alpha, x0, then.sigma, eps)
+
+
+def fresh_normal(problem: Problem, amount: Any, key: Any) -> Any:
+    """Standard normal numbers like one event, or zeros where `amount`, what they will be multiplied by, is zero.
+
+    A deterministic solver is a stochastic one at eta = 0, which is a leaf; drawing numbers to multiply them by zero cost four
+    times the rest of a step.
+    """
+    return jax.lax.cond(amount > 0, problem.event.normal, lambda key: problem.event.zeros(), key)
 
 
 def known(value: Any) -> np.ndarray | None:
