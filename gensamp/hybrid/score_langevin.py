@@ -23,6 +23,7 @@ from gensamp.noise import Noise, eps_to_score
 from gensamp.paths import learned
 from gensamp.pushforward.diffusion.grids import uniform_time
 from gensamp.pushforward.diffusion.losses import denoiser, denoising_init, denoising_loss
+from gensamp.pushforward.diffusion.weightings import Weighting
 from gensamp.pushforward.frame import leave
 
 __all__ = ["score_langevin"]
@@ -37,6 +38,7 @@ def score_langevin(
     steps_per_level: int = 10,
     step_size: Any = 0.3,
     prediction: Literal["eps", "v"] = "v",
+    weighting: Weighting | str = "uniform",
     conditional: bool = False,
 ) -> Model:
     """A score network with annealed Langevin sampling.
@@ -47,6 +49,7 @@ def score_langevin(
         num_levels: noise levels, equally spaced in time from the prior to `noise.t_min`: scales in geometric progression for
             `noise.ve`, as in the paper.
         steps_per_level: Langevin steps on each.
+        weighting: as for `pushforward.diffusion_model`; `ncsn` trains at the levels alone.
         step_size: e_i / sigma_i^2, a leaf. Discretisation inflates the variance of a level by a factor 1 / (1 - step_size / 2).
 
     Returns:
@@ -64,7 +67,7 @@ def score_langevin(
     event = Event.of(template)
     return Model(
         init=denoising_init(network, conditional),
-        loss=denoising_loss(network, noise, template, conditional, prediction),
+        loss=denoising_loss(network, noise, template, conditional, prediction, weighting),
         sampler=bind(
             _sampler, network, noise, uniform_time(num_levels - 1, end=noise.t_min), scalar(step_size, event.template), event,
             Static(steps_per_level), Static(prediction),

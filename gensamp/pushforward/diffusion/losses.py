@@ -11,7 +11,8 @@ A network may predict eps itself, or v = (alpha eps - sigma x_0) / r with r = sq
 (2022) where r = 1, and the preconditioning of Karras et al. (2022, table 1) for a process that explodes. The loss is then taken
 on v, and eps_hat = (sigma x_t / r + alpha v_hat) / r: the noisy input goes straight through, so that a small network need not
 carry it, and high noise levels weigh more. It may also predict x_0, or the velocity alpha' x_0 + sigma' eps, whose loss is flow
-matching's (Lipman et al. 2023, equation 9); the loss is always taken on what is predicted.
+matching's (Lipman et al. 2023, equation 9); the loss is taken on what is predicted, unless a weighting (`weightings`) says
+which noise levels count how much.
 
 Events enter the frame (`pushforward.frame`) of the first batch, and the network sees x_t / r, which has about unit variance at
 every level of every process.
@@ -26,9 +27,10 @@ from gensamp.core import Network, Static, bind
 from gensamp.nets.event import Event
 from gensamp.noise import Noise, diffuse
 from gensamp.predictions import combine, convert, rates
+from gensamp.pushforward.diffusion.weightings import Weighting, weighting_of
 from gensamp.pushforward.frame import enter, fit_frame
 
-__all__ = ["denoiser", "denoising_init", "denoising_loss"]
+__all__ = ["denoiser", "denoising_init", "denoising_loss", "split_condition"]
 
 
 def denoising_init(network: Network, conditional: bool) -> Any:
@@ -36,13 +38,18 @@ def denoising_init(network: Network, conditional: bool) -> Any:
     return bind(_init, network, Static(conditional))
 
 
-def denoising_loss(network: Network, noise: Noise, template: Any, conditional: bool, prediction: str) -> Any:
-    """Model.loss: one forward per event. Metric: "denoising_error", the loss, about 1 for a network that returns zero."""
+def denoising_loss(
+    network: Network, noise: Noise, template: Any, conditional: bool, prediction: str, weighting: Weighting | str = "uniform"
+) -> Any:
+    """Model.loss: one forward per event.
+
+    Metric: "denoising_error", the unweighted loss, about 1 for a network that returns zero.
+    """
     if prediction not in ("eps", "v", "x0", "velocity"):
         raise ValueError(
             f"prediction is {prediction!r}; expected 'eps', 'v', 'x0' or 'velocity', what the network is to return"
         )
-    return bind(_loss, network, noise, Event.of(template), Static((conditional, prediction)))
+    return bind(_loss, network, noise, Event.of(template), Static((conditional, prediction, weighting_of(weighting))))
 
 
 def denoiser(
@@ -60,22 +67,36 @@ def denoiser(
     return bind(_predicted, network, noise, params["network"], condition, Static((prediction, returns)))
 
 
+def split_condition(conditional: bool, batch: Any) -> tuple[Any, tuple]:
+    """The events of a batch, and () or (conditions,).
+
+    Raises:
+        ValueError: a conditional model's batch is not a pair.
+    """
+    if not conditional:
+        return batch, ()
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise ValueError(f"a conditional model got a {type(batch).__name__} as batch; expected a pair (events, conditions)")
+    return batch[0], (batch[1],)
+
+
 def _init(network, conditional, key, batch):
     if batch is None:
         raise ValueError("a diffusion model got no data; expected a batch of events to learn from")
-    x = _split(conditional, batch)[0]
+    x = split_condition(conditional.value, batch)[0]
     return {"network": network.init(key), **fit_frame(x)}, ()
 
 
 def _loss(network, noise, event, options, params, state, key, batch):
-    conditional, prediction = options.value
-    x, condition = _split(Static(conditional), batch)
+    conditional, prediction, weighting = options.value
+    x, condition = split_condition(conditional, batch)
     event.check(x)
     frame = jax.lax.stop_gradient({"shift": params["shift"], "scale": params["scale"]})
     size = len(jax.tree.leaves(x)[0])
     key_time, key_noise = jax.random.split(key)
     offset = jax.random.uniform(key_time, (), event.dtype)
-    times = noise.t_min + (1 - noise.t_min) * jnp.mod(offset + jnp.arange(size, dtype=event.dtype) / size, 1)
+    spread = jnp.mod(offset + jnp.arange(size, dtype=event.dtype) / size, 1)
+    times = weighting.times(noise, spread, *weighting.parameters)
 
     def one(key, t, x, *condition):
         eps, x0 = event.normal(key), enter(frame, x)
@@ -83,16 +104,9 @@ def _loss(network, noise, event, options, params, state, key, batch):
         found = network.apply(params["network"], _scaled(noise, t, diffuse(noise, t, x0, eps)), t, *condition)
         return jnp.square(event.flatten(found) - event.flatten(wanted)).mean()
 
-    error = jax.vmap(one)(jax.random.split(key_noise, size), times, x, *condition).mean()
-    return error, (state, {"denoising_error": error})
-
-
-def _split(conditional, batch):
-    if not conditional.value:
-        return batch, ()
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        raise ValueError(f"a conditional model got a {type(batch).__name__} as batch; expected a pair (events, conditions)")
-    return batch[0], (batch[1],)
+    errors = jax.vmap(one)(jax.random.split(key_noise, size), times, x, *condition)
+    weights = jax.vmap(lambda t: weighting.factor(noise, t, prediction))(times)
+    return (weights * errors).mean(), (state, {"denoising_error": errors.mean()})
 
 
 def _wanted(noise, t, x0, eps, prediction):

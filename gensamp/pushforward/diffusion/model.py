@@ -6,6 +6,7 @@ velocity if that is what it predicts, else its guess of x_0, which v reaches wit
 table.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -14,8 +15,10 @@ from gensamp.nets.event import Event
 from gensamp.noise import Noise
 from gensamp.pushforward.diffusion.ancestral import model_clip
 from gensamp.pushforward.diffusion.grids import uniform_log_snr
+from gensamp.pushforward.diffusion.guidance import Guidance, with_dropout
 from gensamp.pushforward.diffusion.losses import denoiser, denoising_init, denoising_loss
 from gensamp.pushforward.diffusion.unipc import unipc
+from gensamp.pushforward.diffusion.weightings import Weighting
 
 __all__ = ["diffusion_model"]
 
@@ -30,7 +33,10 @@ def diffusion_model(
     grid: Any = None,
     clip: Any = None,
     prediction: Literal["eps", "v", "x0", "velocity"] = "v",
+    weighting: Weighting | str = "uniform",
     conditional: bool = False,
+    guidance: Guidance | None = None,
+    likelihood: Any = None,
     **options: Any,
 ) -> Model:
     """A denoising diffusion model drawn from by a solver of one's choice.
@@ -38,9 +44,14 @@ def diffusion_model(
     Args:
         network, noise, template, clip, conditional: as for `ddpm`.
         prediction: what the network returns, see `losses`.
+        weighting: which noise levels the loss cares about: "uniform", "elbo", "sigmoid", "min_snr", "edm", or a `Weighting`
+            with other parameters, see `weightings`.
         solver: `unipc`, `dpm_solver_pp`, `heun`, ... or any function of their signature, at the top level of a module.
         num_steps: steps of the grid, equally spaced in log-SNR from 1 to noise.t_min; ignored when a grid is given.
         grid: [steps + 1] times, as `grids` makes them.
+        guidance: None, or what steers the draws: `label_guidance`, `autoguidance`, `classifier_guidance`, `measured_guidance`.
+        likelihood: None, or `ode_likelihood(...)`, which gives the samplers (and the model) the log density of the
+            probability-flow ODE: that of the draws of a deterministic solver, in the limit of many steps.
         options: the solver's own keywords, such as order=3 (static) or eta=1.0 (floats are leaves).
 
     Returns:
@@ -63,19 +74,24 @@ def diffusion_model(
     bounds = model_clip(clip, event.template)
     # What the solver would refuse is better refused before the model is trained.
     solver(bind(_unasked), noise, grid, event.template, prediction="x0", clip=bounds, **options)
+    sampler = bind(
+        _model_sampler,
+        network,
+        noise,
+        grid,
+        event,
+        bounds,
+        Static((solver, prediction, tuple(sorted(static.items())))),
+        leaves,
+        guidance,
+        likelihood,
+    )
+    loss = denoising_loss(network, noise, template, conditional, prediction, weighting)
     return Model(
         init=denoising_init(network, conditional),
-        loss=denoising_loss(network, noise, template, conditional, prediction),
-        sampler=bind(
-            _model_sampler,
-            network,
-            noise,
-            grid,
-            event,
-            bounds,
-            Static((solver, prediction, tuple(sorted(static.items())))),
-            leaves,
-        ),
+        loss=with_dropout(guidance, loss, conditional),
+        sampler=sampler,
+        log_density=None if likelihood is None else bind(_log_density, sampler),
     )
 
 
@@ -84,18 +100,30 @@ def _unasked(t, x):
     return x
 
 
-def _model_sampler(network, noise, grid, event, clip, static, leaves, params, *condition):
+def _model_sampler(network, noise, grid, event, clip, static, leaves, guidance, likelihood, params, *condition):
     solver, prediction, options = static.value
     returns = "velocity" if prediction == "velocity" else "x0"
-    return solver(
-        denoiser(network, noise, params, condition, prediction, returns),
-        noise,
-        grid,
-        event.template,
-        prediction=returns,
-        clip=clip,
-        data_variance=1.0,
-        frame={"shift": params["shift"], "scale": params["scale"]},
-        **dict(options),
-        **leaves,
-    )
+    predict = bind(_predict, noise, Static((prediction, returns)))
+    if guidance is None:
+        denoise = predict(network, params, condition)
+    else:
+        denoise = guidance.apply(predict, network, params, noise, returns, condition)
+    problem = {
+        "prediction": returns,
+        "clip": clip,
+        "data_variance": 1.0,
+        "frame": {"shift": params["shift"], "scale": params["scale"]},
+    }
+    sampler = solver(denoise, noise, grid, event.template, **problem, **dict(options), **leaves)
+    if likelihood is None:
+        return sampler
+    return dataclasses.replace(sampler, log_density=likelihood(denoise, noise, grid, event.template, **problem))
+
+
+def _predict(noise, static, network, params, condition):
+    prediction, returns = static.value
+    return denoiser(network, noise, params, condition, prediction, returns)
+
+
+def _log_density(make, params, x, *condition):
+    return make(params, *condition).log_density(x)
