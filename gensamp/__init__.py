@@ -30,11 +30,11 @@ __version__ = "0.1.0"
 _VERBS = {
     "sample": "runner", "Until": "runner", "Draws": "runner", "tune": "adapt", "Tuned": "adapt", "auto": "automatic",
     "named": "quantities", "fit": "training", "Fitted": "training", "compare": "evaluate.compare", "check_sampler": "testing",
-    "to_arviz": "export",
+    "to_arviz": "export", "recipe": "saved", "save": "saved", "load": "saved", "Recipe": "saved", "Saved": "saved",
 }  # fmt: skip
 _MODULES = (
-    "evaluate", "hybrid", "mcmc", "nets", "noise", "parallel", "paths", "plot", "pushforward", "registry", "store", "targets",
-    "testing",
+    "augment", "evaluate", "hybrid", "mcmc", "nets", "noise", "parallel", "paths", "plot", "pushforward", "registry", "store",
+    "targets", "testing", "weights",
 )  # fmt: skip
 
 __all__ = [

@@ -13,6 +13,7 @@ SHORTER = [
     (r"1_000_000", "600"),
     (r"num_chains=64", "num_chains=4"),
     (r"gs\.nets\.unet\(digits\.template", "gs.nets.unet(digits.template, width=8"),
+    (r"gs\.nets\.unet, digits\.template", "gs.nets.unet, digits.template, width=8"),
 ]
 
 

@@ -8,14 +8,25 @@ itself on import, and what an entry makes is imported when it is made. A sampler
 import difflib
 from collections.abc import Iterable
 
-from gensamp.registry import annealing, chains, densities, dynamics, latents, learned, proposals, solvers
+from gensamp.registry import (
+    annealing,
+    chains,
+    conditioning,
+    densities,
+    dynamics,
+    few_step,
+    latents,
+    learned,
+    proposals,
+    solvers,
+)
 from gensamp.registry.entry import BUDGETS, Entry, FitOptions
 
 __all__ = ["BUDGETS", "Entry", "FitOptions", "choose", "entries", "find"]
 
 ENTRIES = (
     *chains.ENTRIES, *dynamics.ENTRIES, *proposals.ENTRIES, *annealing.ENTRIES, *learned.ENTRIES, *densities.ENTRIES,
-    *latents.ENTRIES, *solvers.ENTRIES,
+    *latents.ENTRIES, *solvers.ENTRIES, *conditioning.ENTRIES, *few_step.ENTRIES,
 )  # fmt: skip
 
 
