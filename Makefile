@@ -10,7 +10,7 @@ QUICK := --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help compare test test-all oracles lint format bench wheel clean
+.PHONY: help compare test test-all oracles lint format bench wheel check-wheel clean
 
 help: ## say what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1: /'
@@ -41,6 +41,11 @@ bench: $(VENV)/core ## what the runner costs beside a bare scan
 
 wheel: $(VENV)/dev ## build the wheel and the source archive into dist/
 	$(BIN)/python -m build --outdir dist
+
+check-wheel: wheel ## install the wheel alone into an environment of its own, and compare two samplers from there
+	rm -rf dist/alone && $(PYTHON) -m venv dist/alone
+	dist/alone/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	cd dist/alone && bin/gensamp compare banana --budget tiny --with nuts,realnvp,ddpm --out comparison
 
 clean: ## remove what was made here
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache

@@ -78,7 +78,7 @@ class Hierarchy:
 
 
 def hierarchical_vae(
-    hierarchy: Hierarchy, *, dequantise: Any = 0.0, free_bits: float | None = None, shares: Sequence[float] | None = None
+    hierarchy: Hierarchy, *, dequantise: Any = 0.0, free_bits: float | int | None = None, shares: Sequence[float] | None = None
 ) -> Model:
     """The Model that trains a hierarchy on its ELBO and draws from it.
 
