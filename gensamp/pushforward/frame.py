@@ -6,12 +6,42 @@ since a pixel that never changes has no scale of its own. A frame is a dict of t
 that it travels with them; gradients do not reach it except where a family says so.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-__all__ = ["enter", "fit_frame", "identity_frame", "leave", "log_volume"]
+__all__ = ["check_params", "enter", "fit_frame", "frame_of", "identity_frame", "leave", "log_volume"]
+
+
+def check_params(params: Any, names: tuple[str, ...]) -> None:
+    """Raises TypeError unless `params` has these entries. Keys alone are read, so that it costs nothing where it is traced."""
+    if not isinstance(params, Mapping):
+        hint = "model.sampler(fitted.params)" if hasattr(params, "params") else "the params of a fit of this model"
+        raise TypeError(f"model.sampler got {type(params).__name__} as its parameters; expected {hint}")
+    if not set(names) <= set(params):
+        raise TypeError(
+            f"model.sampler got parameters with the entries {sorted(params)}; expected {sorted(names)}: those of a fit of this "
+            "model"
+        )
+
+
+def frame_of(params: Any, template: Any) -> dict[str, Any]:
+    """The frame among a diffusion model's parameters.
+
+    Raises:
+        TypeError, ValueError: they are no such parameters, or of a model of other events.
+    """
+    check_params(params, ("network", "shift", "scale"))
+    for part in ("shift", "scale"):
+        alike = jax.tree.structure(params[part]) == jax.tree.structure(template)
+        events, held = (jax.tree.leaves(tree) for tree in (template, params[part]))
+        if not alike or any(_broadcast(jnp.shape(b), a.shape) != a.shape for a, b in zip(events, held, strict=True)):
+            got = jax.tree.map(lambda a: list(jnp.shape(a)), params[part])
+            want = jax.tree.map(lambda a: list(a.shape), template)
+            raise ValueError(f"model.sampler got parameters with a {part} of shapes {got}; expected those of events {want}")
+    return {"shift": params["shift"], "scale": params["scale"]}
 
 
 def fit_frame(batch: Any) -> dict[str, Any]:
@@ -50,3 +80,10 @@ def log_volume(frame: dict[str, Any], template: Any) -> jax.Array:
     """log |dx/dy|, summed over the coordinates of one event."""
     terms = jax.tree.map(lambda a, scale: jnp.log(jnp.broadcast_to(scale, a.shape)).sum(), template, frame["scale"])
     return jax.tree.reduce(jnp.add, terms)
+
+
+def _broadcast(*shapes: tuple[int, ...]) -> Any:
+    try:
+        return jnp.broadcast_shapes(*shapes)
+    except ValueError:
+        return None

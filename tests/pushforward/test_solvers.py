@@ -32,6 +32,7 @@ from gensamp.pushforward.diffusion import (
     uniform_time,
     unipc,
 )
+from gensamp.pushforward.diffusion.grids import graded
 from gensamp.pushforward.diffusion.multistep import exponential_moments, node_weights, phi, usable_nodes
 
 PROCESSES = {
@@ -39,24 +40,25 @@ PROCESSES = {
     "rectified_flow": noise.rectified_flow(),
 }  # fmt: skip
 OTHERS = [name for name in PROCESSES if name != "vp_linear"]
-# name: (solver, options, what it integrates, extra steps its start takes).
+# name: (solver, options, what it integrates).
 SOLVERS = {
-    "ancestral": (ancestral, {}, "", 0),
-    "ddim": (ddim_sampler, {}, "", 0),
-    "euler": (euler, {}, "", 0),
-    "heun": (heun, {}, "", 0),
-    "heun, churn": (heun, {"churn": 3.0}, "", 0),
-    "lms 4": (lms, {"order": 4}, "", 2),
-    "deis 3": (deis, {"order": 3}, "eps", 1),
-    "dpm_solver 2": (dpm_solver, {"order": 2}, "eps", 0),
-    "dpm_solver 3": (dpm_solver, {"order": 3}, "eps", 0),
-    "dpm_solver 2S": (dpm_solver, {"order": 2, "integrates": "x0"}, "", 0),
-    "dpm_solver_pp 2M": (dpm_solver_pp, {"order": 2}, "", 0),
-    "dpm_solver_pp 3M": (dpm_solver_pp, {"order": 3}, "", 1),
-    "dpm_solver_pp SDE": (dpm_solver_pp, {"order": 2, "eta": 1.0}, "", 0),
-    "exponential_sde": (exponential_sde, {}, "eps", 0),
-    "unipc 2": (unipc, {"order": 2}, "", 0),
-    "unipc 3": (unipc, {"order": 3}, "", 1),
+    "ancestral": (ancestral, {}, ""),
+    "ddim": (ddim_sampler, {}, ""),
+    "euler": (euler, {}, ""),
+    "heun": (heun, {}, ""),
+    "heun, churn": (heun, {"churn": 3.0}, ""),
+    "lms 4": (lms, {"order": 4}, ""),
+    "deis 3": (deis, {"order": 3}, "eps"),
+    "deis 3, time": (deis, {"order": 3, "variable": "time"}, "eps"),
+    "dpm_solver 2": (dpm_solver, {"order": 2}, "eps"),
+    "dpm_solver 3": (dpm_solver, {"order": 3}, "eps"),
+    "dpm_solver 2S": (dpm_solver, {"order": 2, "integrates": "x0"}, ""),
+    "dpm_solver_pp 2M": (dpm_solver_pp, {"order": 2}, ""),
+    "dpm_solver_pp 3M": (dpm_solver_pp, {"order": 3}, ""),
+    "dpm_solver_pp SDE": (dpm_solver_pp, {"order": 2, "eta": 1.0}, ""),
+    "exponential_sde": (exponential_sde, {}, "eps"),
+    "unipc 2": (unipc, {"order": 2}, ""),
+    "unipc 3": (unipc, {"order": 3}, ""),
 }
 STEPS = 6
 
@@ -80,6 +82,7 @@ def grids(process):
         "karras": karras(process, STEPS),
         "repeated": jnp.array([1.0, 1.0, 0.5, 0.5, 0.0, 0.0, 0.0]),
         "standing": jnp.zeros(STEPS + 1),
+        "graded": graded(uniform_log_snr(process, STEPS - 2), order=4),
     }
 
 
@@ -88,11 +91,15 @@ def with_signal(grid):
 
 
 @pytest.mark.parametrize(
-    "process_name", [pytest.param(p, marks=[] if p == "vp_linear" else pytest.mark.slow) for p in PROCESSES]
+    ("name", "process_name"),
+    [
+        pytest.param(name, p, marks=[] if p == "vp_linear" and name != "deis 3, time" else pytest.mark.slow)
+        for name in SOLVERS
+        for p in PROCESSES
+    ],
 )
-@pytest.mark.parametrize("name", SOLVERS)
 def test_no_grid_gives_nan_and_forwards_are_what_the_docstrings_say(name, process_name):
-    solver, options, integrates, extra = SOLVERS[name]
+    solver, options, integrates = SOLVERS[name]
     process, made = PROCESSES[process_name], {}
     for label, grid in grids(process).items():
         grid = with_signal(grid) if integrates == "eps" and process_name == "rectified_flow" else grid
@@ -103,7 +110,7 @@ def test_no_grid_gives_nan_and_forwards_are_what_the_docstrings_say(name, proces
     assert not bad, bad
     per_step = 2 if solver is heun else options["order"] if solver is dpm_solver else 1
     for (label, sampler), forwards in zip(made.items(), out.info.forwards, strict=True):
-        assert sampler.num_steps == STEPS + extra
+        assert sampler.num_steps == STEPS
         clean = sum(process.sigma(float(t)) < noise.FLOOR for t in sampler.step.args[0].times[1:])
         # A step to a time without noise costs one.
         assert forwards == per_step * sampler.num_steps - clean * (per_step - 1), label
@@ -122,7 +129,7 @@ def test_solvers_take_every_prediction_alike():
 
 @pytest.mark.parametrize("name", ["ddim", "heun", "lms 4", "dpm_solver 3", "dpm_solver_pp 3M"])
 def test_the_last_step_returns_the_guess_where_no_noise_is_left(name):
-    solver, options, _, _ = SOLVERS[name]
+    solver, options, _ = SOLVERS[name]
     process = PROCESSES["vp_linear"]
     sampler = solver(exact(process), process, jnp.array([0.6, 0.3, 0.0]), jnp.zeros(4), prediction="x0", **options)
     x, last = jax.random.normal(jax.random.key(1), (4,)), sampler.num_steps - 1
@@ -150,10 +157,18 @@ def test_equal_methods_agree():
     for process in (PROCESSES["edm"], PROCESSES["rectified_flow"]):
         given = (exact(process), process, uniform_time(STEPS), jnp.zeros(4))
         pairs.append((euler(*given, prediction="x0"), ddim_sampler(*given, prediction="x0")))
-        pairs.append((lms(*given, order=1, prediction="x0"), euler(*given, prediction="x0")))
+    pairs.append((lms(*given, order=1, prediction="x0"), euler(*given, prediction="x0")))
     for one, other in pairs:
         for a, b in zip(jax.jit(steps)(one), jax.jit(steps)(other), strict=True):
             np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
+
+
+def test_deis_in_time_is_lms_where_time_is_sigma():
+    process = PROCESSES["edm"]
+    given = (exact(process), process, graded(karras(process, STEPS, start=0.02)), jnp.zeros(4))
+    draw = jax.jit(lambda sampler: gs.draw(jax.random.key(0), sampler).position)
+    got = draw(deis(*given, order=3, variable="time", prediction="x0"))
+    np.testing.assert_allclose(got, draw(lms(*given, order=3, prediction="x0")), rtol=2e-3, atol=2e-4)
 
 
 def test_churn_adds_the_noise_it_says_and_none_outside_its_range():
@@ -207,6 +222,12 @@ def test_grids_are_what_they_say():
     for other in PROCESSES.values():
         assert (np.diff(karras(other, 8)) < 0).all()
     np.testing.assert_allclose(trailing(3, train_steps=10), [1, 0.7, 0.3, 0], rtol=1e-6)
+    grid = jnp.linspace(1.0, 0.2, 5)
+    for order, first in ((1, []), (2, []), (3, [0.9]), (4, [0.95, 0.9])):
+        want = [1, *first, 0.8, 0.6, 0.4, 0.2]
+        np.testing.assert_allclose(graded(grid, order), want, rtol=1e-6)
+        np.testing.assert_allclose(jax.jit(graded, static_argnums=1)(grid, order), want, rtol=1e-6)
+    assert graded(grid[:2], 4).shape == (2,)
 
 
 def test_a_model_draws_with_any_solver_from_the_parameters_of_ddpm():
@@ -235,6 +256,8 @@ ANY = (exact(PROCESSES["cosine"]), PROCESSES["cosine"], uniform_time(4), jnp.zer
         (lambda: unipc(*ANY, order=4), "unipc got order=4; expected 1, 2 or 3"),
         (lambda: lms(*ANY, order=0), "lms got order=0"),
         (lambda: deis(*ANY, order=5), "deis got order=5"),
+        (lambda: graded(uniform_time(4), order=5), "graded got order=5; expected 1, 2, 3 or 4"),
+        (lambda: graded(jnp.zeros(1)), r"graded got a grid of shape \(1,\)"),
         (lambda: dpm_solver_pp(*ANY, order=4), "dpm_solver_pp got order=4"),
         (lambda: dpm_solver_pp(*ANY, eta=-1.0), "dpm_solver_pp got eta=-1.0"),
         (lambda: exponential_sde(*ANY, eta=-1.0), "exponential_sde got eta=-1.0"),
@@ -254,7 +277,7 @@ def test_bad_arguments_are_refused_in_one_sentence(make, message):
 
 def test_a_grid_without_signal_is_refused_by_name_where_it_cannot_be_taken():
     process = PROCESSES["rectified_flow"]
-    for (name, (solver, options, integrates, _)), prediction in itertools.product(SOLVERS.items(), PREDICTIONS):
+    for (name, (solver, options, integrates)), prediction in itertools.product(SOLVERS.items(), PREDICTIONS):
         given = (exact(process, prediction), process, uniform_time(4), jnp.zeros(3))
         if integrates == "eps" or prediction in ("eps", "score"):
             with pytest.raises(ValueError, match=rf"{name.split()[0].strip(',')} got a grid from t = 1, where .* no signal"):

@@ -10,7 +10,7 @@ from gensamp.pushforward.diffusion.dpm_solver import dpm_solver
 from gensamp.pushforward.diffusion.dpm_solver_pp import dpm_solver_pp
 from gensamp.pushforward.diffusion.euler import euler
 from gensamp.pushforward.diffusion.exponential_sde import exponential_sde
-from gensamp.pushforward.diffusion.grids import karras, trailing, uniform_log_snr, uniform_time
+from gensamp.pushforward.diffusion.grids import graded, karras, trailing, uniform_log_snr, uniform_time
 from gensamp.pushforward.diffusion.guidance import (
     autoguidance,
     autoguided,
@@ -32,7 +32,7 @@ from gensamp.pushforward.diffusion.unipc import unipc
 __all__ = [
     "adaptive", "adaptive_sde", "ancestral", "autoguidance", "autoguided", "classifier_free", "classifier_guidance",
     "classifier_guided", "consistency", "consistency_function", "consistency_sampler", "ddim", "ddim_sampler", "ddpm",
-    "deis", "denoiser", "diffusion_model", "dpm_solver", "dpm_solver_pp", "dps", "euler", "exponential_sde", "heun",
-    "karras", "label_guidance", "lms", "measured", "measured_guidance", "ode_likelihood", "ode_log_density",
+    "deis", "denoiser", "diffusion_model", "dpm_solver", "dpm_solver_pp", "dps", "euler", "exponential_sde", "graded",
+    "heun", "karras", "label_guidance", "lms", "measured", "measured_guidance", "ode_likelihood", "ode_log_density",
     "ode_log_density_estimate", "progressive", "replacement", "trailing", "uniform_log_snr", "uniform_time", "unipc",
 ]  # fmt: skip

@@ -24,6 +24,7 @@ from gensamp.predictions import Prediction, combine
 from gensamp.pushforward.diffusion.grids import uniform_time
 from gensamp.pushforward.diffusion.losses import denoiser, denoising_init, denoising_loss
 from gensamp.pushforward.diffusion.solver import guess, pose, reverse
+from gensamp.pushforward.frame import frame_of
 
 __all__ = ["ancestral", "ddpm", "model_clip", "model_grid", "posterior_variance"]
 
@@ -140,7 +141,7 @@ def _step(problem, key, x, index):
 
 
 def _model_sampler(network, noise, grid, event, clip, prediction, params, *condition):
-    frame = {"shift": params["shift"], "scale": params["scale"]}
+    frame = frame_of(params, event.template)
     return ancestral(
         denoiser(network, noise, params, condition, prediction.value),
         noise,

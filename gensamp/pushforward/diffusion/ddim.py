@@ -20,6 +20,7 @@ from gensamp.predictions import Prediction, combine
 from gensamp.pushforward.diffusion.ancestral import model_clip, model_grid, posterior_variance
 from gensamp.pushforward.diffusion.losses import denoiser, denoising_init, denoising_loss
 from gensamp.pushforward.diffusion.solver import fresh_normal, guess, pose, reverse
+from gensamp.pushforward.frame import frame_of
 
 __all__ = ["ddim", "ddim_sampler"]
 
@@ -96,7 +97,8 @@ def _step(problem, eta, key, x, index):
 
 
 def _model_sampler(network, noise, grid, event, clip, eta, prediction, params, *condition):
+    frame = frame_of(params, event.template)
     return ddim_sampler(
         denoiser(network, noise, params, condition, prediction.value), noise, grid, event.template,
-        eta=eta, clip=clip, data_variance=1.0, frame={"shift": params["shift"], "scale": params["scale"]},
+        eta=eta, clip=clip, data_variance=1.0, frame=frame,
     )  # fmt: skip

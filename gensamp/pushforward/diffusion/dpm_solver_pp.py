@@ -9,7 +9,7 @@ and the method of order p replaces x_0 by the polynomial through its last p gues
 versions, first order being DDIM (eta = 0) and ancestral sampling (eta = 1). Second order takes integral v dmu as h / 2 of
 integral dmu, as in their algorithm 2. Third order integrates the polynomial exactly.
 
-At third order the first step of the grid is divided, so that the start is of that order too (`multistep.graded`).
+To start with signal at third order, divide the first step of the grid (`grids.graded`).
 Row "diffusion" of the table.
 """
 
@@ -23,14 +23,13 @@ from gensamp.noise import FLOOR, Noise, root
 from gensamp.predictions import Prediction, combine
 from gensamp.pushforward.diffusion.multistep import (
     exponential_moments,
-    graded,
     half_log_snr,
     node_weights,
     pairs,
     past_times,
     usable_nodes,
 )
-from gensamp.pushforward.diffusion.solver import first_order, guess, level, pose, reverse
+from gensamp.pushforward.diffusion.solver import first_order, fresh_normal, guess, level, pose, reverse
 
 __all__ = ["dpm_solver_pp"]
 
@@ -56,7 +55,7 @@ def dpm_solver_pp(
         denoise, noise, grid, template, prediction, clip, data_variance, frame: as for `ancestral`.
 
     Returns:
-        A finite Sampler of as many steps as the grid has, one more for order 3; one forward each.
+        A finite Sampler of as many steps as the grid has, one forward each.
 
     Raises:
         ValueError: the order is not from 1 to 3, eta is negative, or as for `ancestral`.
@@ -67,7 +66,7 @@ def dpm_solver_pp(
         raise ValueError(f"dpm_solver_pp got eta={eta}; expected 0 (deterministic), 1 (the SDE) or another positive number")
     problem = pose("dpm_solver_pp", denoise, noise, grid, template, prediction, clip, data_variance, frame)
     eta = scalar(eta, problem.event.template)
-    return reverse(graded(problem, order), _step, eta, Static(order), memory=max(order - 1, 1))
+    return reverse(problem, _step, eta, Static(order), memory=max(order - 1, 1))
 
 
 def _step(problem, eta, order, key, state, index):
@@ -82,6 +81,6 @@ def _step(problem, eta, order, key, state, index):
     kept = then.sigma / jnp.maximum(now.sigma, FLOOR) * jnp.exp(-eta * h)
     fresh = then.sigma * root(-jnp.expm1(-2 * eta * h))
     guesses = pairs(weights, (x0, *memory)[: order.value])
-    moved = combine(kept, x, fresh, problem.event.normal(key), *guesses)
+    moved = combine(kept, x, fresh, fresh_normal(problem, fresh, key), *guesses)
     x = jax.tree.map(lambda a, b: jnp.where(then.clean, a, b), first_order(then, x0, eps), moved)
     return (x, (x0, *memory)[: len(memory)]), Info.of(forwards=1)

@@ -4,8 +4,8 @@
 
 with the velocities u = alpha' x_0 + sigma' eps of this step and the ones before, on steps of any length (Hairer, Norsett and
 Wanner, "Solving Ordinary Differential Equations I", section III.5). For `noise.edm`, whose time is proportional to sigma, it is
-the "LMS" of Crowson's k-diffusion. Of order p with p velocities, at one forward a step; the first step of the grid is divided
-so that the start, which has fewer behind it, is as good (`multistep.graded`). Row "diffusion" of the table.
+the "LMS" of Crowson's k-diffusion. Of order p with p velocities, at one forward a step. To start with signal at order 3 or 4,
+divide the first step of the grid (`grids.graded`). Row "diffusion" of the table.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from gensamp.core import Info, Sampler, Static
 from gensamp.noise import Noise
 from gensamp.predictions import Prediction, combine
-from gensamp.pushforward.diffusion.multistep import graded, node_weights, pairs, past_times, usable_nodes
+from gensamp.pushforward.diffusion.multistep import node_weights, pairs, past_times, usable_nodes
 from gensamp.pushforward.diffusion.solver import field, first_order, guess, level, pose, reverse
 
 __all__ = ["lms"]
@@ -41,8 +41,7 @@ def lms(
         denoise, noise, grid, template, prediction, clip, data_variance, frame: as for `ancestral`.
 
     Returns:
-        A finite Sampler of as many steps as the grid has, and one more for order 3, two more for order 4; one forward each,
-        deterministic given its start.
+        A finite Sampler of as many steps as the grid has, one forward each, deterministic given its start.
 
     Raises:
         ValueError: the order is not from 1 to 4, or as for `ancestral`.
@@ -50,7 +49,7 @@ def lms(
     if order not in (1, 2, 3, 4):
         raise ValueError(f"lms got order={order}; expected 1, 2, 3 or 4")
     problem = pose("lms", denoise, noise, grid, template, prediction, clip, data_variance, frame)
-    return reverse(graded(problem, order), _step, Static(order), memory=max(order - 1, 1))
+    return reverse(problem, _step, Static(order), memory=max(order - 1, 1))
 
 
 def _step(problem, order, key, state, index):

@@ -30,7 +30,7 @@ from gensamp.predictions import combine, convert, rates
 from gensamp.pushforward.diffusion.weightings import Weighting, weighting_of
 from gensamp.pushforward.frame import enter, fit_frame
 
-__all__ = ["denoiser", "denoising_init", "denoising_loss", "split_condition"]
+__all__ = ["check_parts", "denoiser", "denoising_init", "denoising_loss", "split_condition"]
 
 
 def denoising_init(network: Network, conditional: bool) -> Any:
@@ -45,11 +45,21 @@ def denoising_loss(
 
     Metric: "denoising_error", the unweighted loss, about 1 for a network that returns zero.
     """
+    check_parts(network, noise)
     if prediction not in ("eps", "v", "x0", "velocity"):
         raise ValueError(
             f"prediction is {prediction!r}; expected 'eps', 'v', 'x0' or 'velocity', what the network is to return"
         )
     return bind(_loss, network, noise, Event.of(template), Static((conditional, prediction, weighting_of(weighting))))
+
+
+def check_parts(network, noise) -> None:
+    """Raises TypeError unless a diffusion model is made of a Network and a Noise, in this order."""
+    if not isinstance(network, Network):
+        raise TypeError(f"network is {type(network).__name__}; expected a Network, such as gensamp.nets.mlp(template)")
+    if not isinstance(noise, Noise):
+        got = repr(noise) if isinstance(noise, str) else type(noise).__name__
+        raise TypeError(f"noise is {got}; expected a Noise, such as gensamp.noise.cosine()")
 
 
 def denoiser(

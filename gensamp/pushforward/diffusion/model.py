@@ -19,6 +19,7 @@ from gensamp.pushforward.diffusion.guidance import Guidance, with_dropout
 from gensamp.pushforward.diffusion.losses import denoiser, denoising_init, denoising_loss
 from gensamp.pushforward.diffusion.unipc import unipc
 from gensamp.pushforward.diffusion.weightings import Weighting
+from gensamp.pushforward.frame import frame_of
 
 __all__ = ["diffusion_model"]
 
@@ -64,6 +65,7 @@ def diffusion_model(
         diffusion_model(network, noise.cosine(), template=template, solver=dpm_solver_pp, order=3, num_steps=15)
     """
     event = Event.of(template)
+    loss = denoising_loss(network, noise, template, conditional, prediction, weighting)
     grid = uniform_log_snr(noise, num_steps) if grid is None else grid
     static = {name: value for name, value in options.items() if isinstance(value, str | int)}
     leaves = {
@@ -86,7 +88,6 @@ def diffusion_model(
         guidance,
         likelihood,
     )
-    loss = denoising_loss(network, noise, template, conditional, prediction, weighting)
     return Model(
         init=denoising_init(network, conditional),
         loss=with_dropout(guidance, loss, conditional),
@@ -103,17 +104,13 @@ def _unasked(t, x):
 def _model_sampler(network, noise, grid, event, clip, static, leaves, guidance, likelihood, params, *condition):
     solver, prediction, options = static.value
     returns = "velocity" if prediction == "velocity" else "x0"
+    frame = frame_of(params, event.template)
     predict = bind(_predict, noise, Static((prediction, returns)))
     if guidance is None:
         denoise = predict(network, params, condition)
     else:
         denoise = guidance.apply(predict, network, params, noise, returns, condition)
-    problem = {
-        "prediction": returns,
-        "clip": clip,
-        "data_variance": 1.0,
-        "frame": {"shift": params["shift"], "scale": params["scale"]},
-    }
+    problem = {"prediction": returns, "clip": clip, "data_variance": 1.0, "frame": frame}
     sampler = solver(denoise, noise, grid, event.template, **problem, **dict(options), **leaves)
     if likelihood is None:
         return sampler

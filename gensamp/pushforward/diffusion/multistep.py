@@ -10,13 +10,11 @@ So a method is its nodes and the moments M_k = integral v^k dmu(v). Exponential 
 
 Two things decide whether a method has the order it is named for. Exact weights: with the quadratic term of the third-order
 multistep DPM-Solver++ at half its size, as widely used code has it, it is of second order. And the start, when fewer than p
-values are known: a first step of first order leaves an error of h^2, once, which no later step mends. So the first step of a
-grid is divided, unevenly (`graded`): short steps where the order is low. That costs one forward for a method of three nodes
-and two for one of four, and no second copy of the network in the compiled program, as a Runge-Kutta start would. From t = 1,
-where x_0 hardly depends on lam, it makes little difference; from the middle of a diffusion it makes a factor of ten.
+values are known: a first step of first order leaves an error of h^2, once, which no later step mends. From t = 1, where hardly
+any signal is left, that error is nearly nothing and a grid is taken as it is, at one forward for each of its steps; for a start
+with signal `grids.graded` divides the first step of a grid.
 """
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -27,28 +25,7 @@ import numpy as np
 
 from gensamp.pushforward.diffusion.solver import Problem
 
-__all__ = ["exponential_moments", "graded", "half_log_snr", "node_weights", "pairs", "past_times", "phi", "usable_nodes"]
-
-# Shares of the first step, as powers of the number of steps N, by the order of the method. The first step is of first order, so
-# it must be of length h N^(-1/2) for an error of h^3, and h / N for h^4; the second one is of second order.
-_GRADES = {3: (0.5,), 4: (1.0, 0.5)}
-
-
-def graded(problem: Problem, order: int) -> Problem:
-    """The problem with the first step of its grid divided for a multistep method of that order.
-
-    Args:
-        order: of the method; up to 2, and for a grid of a single step, nothing changes.
-
-    Returns:
-        The problem with one more time (order 3) or two (order 4).
-    """
-    times, num_steps = problem.times, problem.times.size - 1
-    if num_steps == 1 or order not in _GRADES:
-        return problem
-    shares = jnp.asarray([num_steps**-power for power in _GRADES[order]], times.dtype)
-    first = times[0] + (times[1] - times[0]) * shares
-    return dataclasses.replace(problem, times=jnp.concatenate([times[:1], first, times[1:]]))
+__all__ = ["exponential_moments", "half_log_snr", "node_weights", "pairs", "past_times", "phi", "usable_nodes"]
 
 
 def phi(order: int, z: Any) -> jax.Array:

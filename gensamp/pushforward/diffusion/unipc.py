@@ -7,8 +7,8 @@ On the guess of x_0 and with lam = log(alpha / sigma), as DPM-Solver++. A step o
 
 (their algorithms 6 and 7, B_2(h) = e^h - 1). The guess at x'_s is not asked for again at x_s, so a step costs one forward. The
 last step is not corrected, for that would cost a forward of its own. Order p + 1 overall. With two nodes the method takes
-integral v dmu as h / 2 of integral dmu (B_2); with more it integrates the polynomial exactly. At order 3 the first step of the
-grid is divided, so that the start is of the same order (`multistep.graded`). Row "diffusion" of the table.
+integral v dmu as h / 2 of integral dmu (B_2); with more it integrates the polynomial exactly. To start with signal at order 3,
+divide the first step of the grid (`grids.graded`). Row "diffusion" of the table.
 """
 
 from typing import Any
@@ -21,7 +21,6 @@ from gensamp.noise import FLOOR, Noise
 from gensamp.predictions import Prediction, combine
 from gensamp.pushforward.diffusion.multistep import (
     exponential_moments,
-    graded,
     half_log_snr,
     node_weights,
     pairs,
@@ -52,8 +51,7 @@ def unipc(
         denoise, noise, grid, template, prediction, clip, data_variance, frame: as for `ancestral`.
 
     Returns:
-        A finite Sampler of as many steps as the grid has, one more for order 3; one forward each, deterministic given its
-        start.
+        A finite Sampler of as many steps as the grid has, one forward each, deterministic given its start.
 
     Raises:
         ValueError: the order is not from 1 to 3, or as for `ancestral`.
@@ -62,7 +60,7 @@ def unipc(
         raise ValueError(f"unipc got order={order}; expected 1, 2 or 3")
     problem = pose("unipc", denoise, noise, grid, template, prediction, clip, data_variance, frame)
     # Remembered besides the guesses: the corrected event of the step before.
-    return reverse(graded(problem, order), _step, Static(order), memory=1 + order)
+    return reverse(problem, _step, Static(order), memory=1 + order)
 
 
 def _step(problem, order, key, state, index):
