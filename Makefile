@@ -6,7 +6,6 @@ OUT ?= comparison
 
 VENV := .venv
 BIN := $(VENV)/bin
-QUICK := --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
@@ -20,7 +19,7 @@ compare: $(VENV)/core ## samplers of both halves on the same targets: a table he
 
 # Most of the fast tier is compilation, so XLA is asked for its quickest; the whole of the tests runs at XLA's default.
 test: $(VENV)/test ## the fast tier of the tests
-	XLA_FLAGS="$$XLA_FLAGS $(QUICK)" $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --quick-compilation
 
 test-all: $(VENV)/test ## every test
 	$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,20 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ.setdefault("MPLBACKEND", "agg")
 
+QUICK = ["--xla_backend_optimization_level=0"]
+if version("jax").startswith("0.10."):
+    QUICK.append("--xla_cpu_use_fusion_emitters=false")  # XLA ends a process whose flags it does not know
 MAPS = Path("/proc/self/maps")
 MOST_MAPS = 20_000
+
+
+def pytest_addoption(parser):
+    parser.addoption("--quick-compilation", action="store_true", help="ask XLA for its quickest code: half of the time")
+
+
+def pytest_configure(config):
+    if config.getoption("quick_compilation"):
+        os.environ["XLA_FLAGS"] = " ".join([os.environ["XLA_FLAGS"], *QUICK])
 
 
 def pytest_runtest_teardown(item, nextitem):

@@ -55,5 +55,5 @@ def test_what_are_no_parameters_of_the_model_is_named(model):
 
 
 def test_a_target_is_no_template():
-    with pytest.raises(TypeError, match="template is a Target; expected one event; pass target.template"):
+    with pytest.raises(TypeError, match=r"template is a Target; expected one event; pass target\.template"):
         gs.pushforward.realnvp(gs.targets.banana())
