@@ -99,9 +99,9 @@ def adapt_together(
         steps = int(min(length, most_steps - spent))
         sampler = make(target, scalar(eps, target.template), inverse_mass_matrix=jnp.asarray(metric, initial.dtype))
         draws = sample(jax.random.fold_in(key, spent), sampler, steps, initial=position, progress=False, **run)
-        if draws.ending == "interrupted":
-            # Warm-up has nothing to show yet.
-            raise KeyboardInterrupt(draws.message)
+        if draws.interrupted:
+            # Warm-up has nothing to show yet; a round that was complete by then is no reason to go on.
+            raise KeyboardInterrupt(draws.message or "warm-up was interrupted")
         bill += draws.ledger.tune + draws.ledger.sample
         spent += steps
         position, history = np.asarray(draws.position[:, -1]), np.asarray(draws.position, np.float64)

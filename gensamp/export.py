@@ -31,7 +31,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from gensamp.core import PyTree, Target, bind, check_key, require
-from gensamp.quantities import named
+from gensamp.quantities import clash, named, names
 from gensamp.runner import Draws
 from gensamp.targets import predictive
 
@@ -92,6 +92,9 @@ def to_arviz(
         raise ValueError(
             f"warmup has {len(jax.tree.leaves(early)[0])} chains and the draws have {chains}; expected the warm-up of these"
         )
+    complaint = clash(names(_shaped(position) if target is None else target))
+    if complaint:
+        raise ValueError(f"quantities of the draws {complaint}; rename them")
     asked = {"log_likelihood": log_likelihood, "posterior_predictive": posterior_predictive, "prior": prior}
     _check_counts(asked, length)
     density = _density_of(target) if log_density else None

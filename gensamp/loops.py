@@ -4,6 +4,7 @@
 end, all lane blocks in step; `run_finite` makes the draws of a finite sampler one lane block after another.
 """
 
+import json
 import time
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,7 @@ from gensamp import lanes
 from gensamp.core import Bill, Info, PyTree
 from gensamp.parallel import AXIS, put
 from gensamp.plan import Plan
-from gensamp.store import DiskStore, MemoryStore, key_words, like_saved, load_checkpoint, save_checkpoint
+from gensamp.store import DiskStore, MemoryStore, key_words, like_saved, save_checkpoint
 
 __all__ = ["Chains", "Run", "run_chains", "run_finite"]
 
@@ -39,14 +40,14 @@ class Run:
         self.clock: Any = None
         self.bar: Any = None
         self.interrupted: Any = None
-        saved = None if shelf.checkpoint is None else load_checkpoint(shelf.checkpoint)
+        saved = shelf.saved()
         progress = {"done": 0, "index": 0, "nonfinite": 0, "bills": [[0, 0, 0, 0.0, 0.0]] * 2, "lanes": {}}
-        progress |= {} if saved is None else saved[1]
+        progress |= saved or {}
         self.done, self.index, self.nonfinite = (int(progress[name]) for name in ("done", "index", "nonfinite"))
         self.bills = [Bill(*map(int, row[:3]), *map(float, row[3:])) for row in progress["bills"]]
         self.saved_lanes: dict[str, np.ndarray] = progress["lanes"]
         if saved is not None and plan.num_steps is not None and plan.each is not None:
-            known = bytes(saved[1]["each"]).decode()
+            known = bytes(saved["each"]).decode()
             if known != plan.rows_of_each(self.done):
                 raise ValueError(
                     f"each changed in the {self.done} rows whose draws the store has; append rows, or choose another store"
@@ -54,6 +55,11 @@ class Run:
             # The block in progress may have been padded with other rows than it has now.
             self.index, self.saved_lanes = 0, {}
         self.phase = TUNE if plan.num_steps is None and self.index < plan.warmup else SAMPLE
+        # Where each makes the samplers, the first draws of this call and which chains have left them.
+        self.watched = plan.num_steps is None and plan.each is not None and plan.population == 1
+        self.resumed_at = self.done
+        self.first: dict[int, list[np.ndarray]] = {}
+        self.moved = np.zeros(plan.width, bool)
         self.mark, self.compile_mark = started, 0.0
         self.saved_at, self.save_cost = time.perf_counter(), 0.0
         self.pace = 16
@@ -88,6 +94,14 @@ class Run:
         leaves = [np.asarray(a).reshape(*a.shape[:2], -1) for a in jax.tree.leaves(values["position"])]
         if not all(np.isfinite(a).all() for a in leaves):
             self.nonfinite += int(np.any([~np.isfinite(a).all(axis=2) for a in leaves], axis=0).sum())
+        if self.watched:
+            first = self.first.setdefault(chains.start, [a[:, :1].copy() for a in leaves])
+            self.moved[chains] |= np.any([(a != b).any(axis=(1, 2)) for a, b in zip(leaves, first, strict=True)], axis=0)
+
+    def unmoved(self) -> list[int]:
+        """Chains made by `each` that stand where they stood at the first draw of this call."""
+        drawn = self.done - self.resumed_at
+        return np.flatnonzero(~self.moved).tolist() if self.watched and drawn > 1 else []
 
     def save(self, carried: PyTree, *, last: bool = False) -> None:
         """Checkpoint the lanes, at most every few seconds, so that saving stays a small part of the run."""
@@ -101,6 +115,7 @@ class Run:
             "bills": [[b.gradients, b.densities, b.forwards, b.wall_seconds, b.compile_seconds] for b in self.bills],
             "lanes": {str(i): np.asarray(key_words(leaf)) for i, leaf in enumerate(jax.tree.leaves(carried))},
         }  # fmt: skip
+        tree["identity"] = np.frombuffer(json.dumps(self.shelf.identity).encode(), np.uint8)
         if self.plan.num_steps is not None and self.plan.each is not None:
             tree["each"] = np.frombuffer(self.plan.rows_of_each(self.done).encode(), np.uint8)
         save_checkpoint(self.shelf.checkpoint, self.index + self.done * (1 + (self.plan.num_steps or 0)), tree)

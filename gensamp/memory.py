@@ -129,7 +129,7 @@ def _lanes_bytes(plan: Plan, batch: int) -> int:
         program = lanes.advance_finite[plan.effort]
         return _program_bytes(program.lower(maker, each, key, ids, states, totals, start, stop, mesh=plan.mesh))
     # The buffers of all blocks hold a few megabytes, whatever the batch: one row stands for them.
-    row = lanes.recorded_row(info, position)
+    row = jax.eval_shape(lanes.packed, info, position)
     buffer = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, plan.lanes, *a.shape), a.dtype), row)
     counted = tuple(name for name in lanes.COUNTS if name not in fixed)
     program = lanes.advance[plan.effort]

@@ -4,24 +4,28 @@
 inputs, the width of the run in chains or draws, and how it is cut into lane blocks.
 """
 
+import os
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from gensamp import core
 from gensamp.core import Model, PyTree, Sampler, check_key
+from gensamp.fingerprint import fingerprint
 from gensamp.lanes import EFFORTS, resolve
 from gensamp.parallel import AXIS, put
 from gensamp.parallel import mesh as device_mesh
-from gensamp.store import fingerprint
 
 __all__ = ["Plan", "make_plan"]
 
 LANE_ELEMENTS = 2**18
+MOST_STEPS = 2**31 - 2**10
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,11 +88,14 @@ def make_plan(
         raise ValueError(f"effort is {effort!r}; expected one of {', '.join(EFFORTS)}")
     if resume and store is None:
         raise ValueError("resume=True needs store=, the path of the run to go on with")
-    if until is not None and not hasattr(until, "next_look"):
-        raise TypeError(f"until is {type(until).__name__}; expected a gensamp.Until")
-    each = jax.tree.map(np.asarray, each)
+    if isinstance(until, type) or (until is not None and not hasattr(until, "next_look")):
+        got = f"the class {until.__name__}" if isinstance(until, type) else type(until).__name__
+        raise TypeError(f"until is {got}; expected a gensamp.Until, such as gensamp.Until(ess=400)")
+    each = _check_each(each)
     maker, one = _maker(sampler, each)
+    event = _start.eval_shape(key, maker, _first(each))
     if one.num_steps is None:
+        initial = _arrays_like(event, initial)
         width = _num_chains(num_chains, each, initial)
         if until is not None and until.rhat is not None and width * one.traits.population < 2:
             raise ValueError("until asks for R-hat, which compares chains, and there is one; use more chains or rhat=None")
@@ -98,9 +105,11 @@ def make_plan(
     mesh = device_mesh(1) if mesh is None else mesh
     if not isinstance(mesh, Mesh) or tuple(mesh.axis_names) != (AXIS,):
         raise ValueError(f"mesh is {mesh!r}; expected a mesh made by gensamp.parallel.mesh()")
-    event = _start.eval_shape(key, maker, _first(each))
     if initial is not None:
         initial = _check_initial(initial, event)
+    if store is not None:
+        _check_storable(event)
+    _check_length(event, width, num_draws, warmup, thin, one.num_steps, in_memory=store is None and until is None)
     if batch is None:
         batch = -(-width // mesh.size)
         if one.num_steps is not None:
@@ -158,21 +167,99 @@ def _check_finite(one: Sampler, num_chains, warmup, thin, initial, until, each, 
         raise ValueError("a finite population is returned in memory; leave store out")
 
 
-def _check_initial(initial: PyTree, event: PyTree) -> PyTree:
-    if jax.tree.structure(initial) != jax.tree.structure(event):
-        got, expected = jax.tree.structure(initial), jax.tree.structure(event)
-        raise ValueError(f"initial has the structure {got}; expected positions like {expected} with a leading chain axis")
+def _arrays_like(event: PyTree, initial: PyTree) -> PyTree:
+    """initial with an array where the event has one, also where lists of numbers were given."""
+    if initial is None:
+        return None
+    structure = jax.tree.structure(event)
+    try:
+        parts = structure.flatten_up_to(initial)
+    except (ValueError, TypeError):
+        parts = [{}]
+    if any(isinstance(part, dict) for part in parts):
+        got = jax.tree.structure(initial)
+        raise ValueError(f"initial has the structure {got}; expected positions like {structure} with a leading chain axis")
+    return jax.tree.unflatten(structure, [_numbers(part, "initial") for part in parts])
 
+
+def _numbers(value: Any, name: str) -> np.ndarray:
+    """`value` as an array of real numbers."""
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError):
+        array = np.asarray(None)
+    if not (jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.kind in "iub"):
+        got = getattr(value, "dtype", array.dtype if array.dtype.kind in "USc" else f"a {type(value).__name__}")
+        raise ValueError(f"{name} holds {got}; expected arrays of real numbers with a leading axis of chains or draws")
+    return array
+
+
+def _check_initial(initial: PyTree, event: PyTree) -> PyTree:
     def check(value, shape):
-        value = np.asarray(value)
         if value.shape[1:] != shape.shape:
-            raise ValueError(f"initial has shape {list(value.shape)}; expected [chain, {', '.join(map(str, shape.shape))}]")
-        if not np.isfinite(value).all():
-            bad = np.flatnonzero(~np.isfinite(value).reshape(len(value), -1).all(axis=1)).tolist()
-            raise ValueError(f"initial is not finite for chains {bad}; expected finite positions")
-        return value.astype(shape.dtype)
+            expected = ", ".join(map(str, ("chain", *shape.shape)))
+            raise ValueError(f"initial has shape {list(value.shape)}; expected [{expected}]")
+        return _finite_rows(value, shape.dtype, "initial", "for chains", "expected finite positions")
 
     return jax.tree.map(check, initial, event)
+
+
+def _check_each(each: PyTree) -> PyTree:
+    """each as arrays of numbers, finite where floating."""
+
+    def check(value):
+        value = _numbers(value, "each")
+        if not value.ndim or not jnp.issubdtype(value.dtype, jnp.floating):
+            return value
+        _finite_rows(value, jax.dtypes.canonicalize_dtype(value.dtype), "each", "in rows", "expected finite numbers")
+        return value
+
+    return jax.tree.map(check, each)
+
+
+def _finite_rows(value: np.ndarray, dtype: Any, name: str, where: str, expected: str) -> np.ndarray:
+    """value in this dtype, in which it must be finite."""
+    with np.errstate(over="ignore"):
+        value = value.astype(dtype, copy=False)
+    if not np.isfinite(value).all():
+        bad = np.flatnonzero(~np.isfinite(value).reshape(len(value), -1).all(axis=1)).tolist()
+        shown = f"[{', '.join(map(str, bad[:10]))}, ...]" if len(bad) > 10 else bad
+        raise ValueError(f"{name} is not finite in {dtype} {where} {shown}; {expected}")
+    return value
+
+
+def _check_storable(event: PyTree) -> None:
+    """Refuse events whose leaves a store cannot hold, or cannot hold apart."""
+    paths = jax.tree_util.tree_flatten_with_path(event)[0]
+    kinds = sorted({str(leaf.dtype) for _, leaf in paths if leaf.dtype.kind not in "fiub"})
+    if kinds:
+        raise ValueError(f"events of {kinds[0]} cannot be stored; give the target a float32 template, or leave store out")
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+    for name, (path, _) in zip(names, paths, strict=True):
+        if path and any(part in ("", ".", "..", "zarr.json") or part.startswith("__") for part in name.split("/")):
+            raise ValueError(f"an entry of the event is named {name!r}, which no store can hold; rename it, or leave store out")
+    # A leaf is a folder: sorted, whatever lies within it comes right after it.
+    for one, other in pairwise(sorted(f"{name}/" for name in names)):
+        if other.startswith(one):
+            raise ValueError(
+                f"the entries {one[:-1]!r} and {other[:-1]!r} of the event share a place in a store; rename one of them"
+            )
+
+
+def _check_length(event, width, num_draws, warmup, thin, num_steps, *, in_memory: bool) -> None:
+    """Refuse more steps than are counted, and more draws than memory can ever hold."""
+    size = sum(leaf.dtype.itemsize * int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(event))
+    needed = size * int(num_draws) * (1 if num_steps is not None else int(width))
+    if in_memory and hasattr(os, "sysconf"):
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if needed > there:
+            raise MemoryError(
+                f"{num_draws} draws take {needed / 2**30:.3g} GiB and this machine has {there / 2**30:.3g}; give store= a "
+                "path, or take fewer draws or thin="
+            )
+    steps = int(warmup) + int(num_draws) * int(thin)
+    if num_steps is None and steps > MOST_STEPS:
+        raise ValueError(f"the run has {steps} steps; expected at most {MOST_STEPS}, the most that are counted")
 
 
 def _leading(tree: PyTree, name: str) -> int | None:

@@ -14,16 +14,16 @@ import numpy as np
 from gensamp.core import PyTree, Target
 from gensamp.lanes import EFFORTS
 
-__all__ = ["lower_constrain", "named"]
+__all__ = ["clash", "lower_constrain", "named", "names"]
 
 BLOCK = 1024
 
 
-def named(target: Target, position: PyTree, *, program: Callable | None = None) -> dict[str, np.ndarray]:
+def named(target: Any, position: PyTree, *, program: Callable | None = None) -> dict[str, np.ndarray]:
     """Named quantities of draws.
 
     Args:
-        target: whose `constrain` is applied; it evaluates no density.
+        target: a Target, whose `constrain` is applied; it evaluates no density.
         position: tree of arrays [chain, draw, ...event].
         program: what `lower_constrain(target).compile()` gave, where that was done beforehand.
 
@@ -31,16 +31,22 @@ def named(target: Target, position: PyTree, *, program: Callable | None = None) 
         dict of arrays [chain, draw, ...].
 
     Raises:
-        ValueError: the draws are not like the target's events.
+        TypeError: the first argument is no target.
+        ValueError: the draws are not like the target's events, or two quantities would have one name.
     """
+    if not isinstance(target, Target):
+        raise TypeError(f"named got {type(target).__name__} as its target; expected named(target, position)")
+    if hasattr(position, "position"):
+        raise TypeError(f"named got {type(position).__name__}; expected positions, such as draws.position")
     leaves = jax.tree.leaves(position)
     expected = jax.tree.leaves(target.template)
     if jax.tree.structure(position) != jax.tree.structure(target.template) or any(
-        np.shape(a)[2:] != b.shape for a, b in zip(leaves, expected, strict=True)
+        np.ndim(a) < 2 or np.shape(a)[2:] != b.shape for a, b in zip(leaves, expected, strict=True)
     ):
         got = jax.tree.map(lambda a: list(np.shape(a)), position)
         raise ValueError(f"position has shapes {got}; expected [chain, draw, ...] of events like {target.template}")
     if target.constrain is None:
+        names(target)
         return {_label(path): np.asarray(a) for path, a in jax.tree_util.tree_flatten_with_path(position)[0]}
     lead = leaves[0].shape[:2]
     rows = jax.tree.map(lambda a, one: np.asarray(a, one.dtype).reshape(-1, *one.shape), position, target.template)
@@ -52,6 +58,34 @@ def named(target: Target, position: PyTree, *, program: Callable | None = None) 
         out = constrain(target.constrain, jax.tree.map(lambda a: a[ids], rows))  # noqa: B023
         blocks.append(jax.tree.map(lambda a: np.asarray(a)[: total - first], out))  # noqa: B023
     return jax.tree.map(lambda *parts: np.concatenate(parts).reshape(*lead, *parts[0].shape[1:]), *blocks)
+
+
+def names(target: Target) -> list[str]:
+    """The names that `named` gives, found by tracing.
+
+    Raises:
+        ValueError: two entries of the event would have one name.
+    """
+    if target.constrain is not None:
+        return list(jax.eval_shape(target.constrain, target.template))
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(target.template)[0]]
+    complaint = clash([_label(path) for path in paths])
+    if complaint:
+        raise ValueError(f"entries of the event {complaint}; rename them")
+    return [_label(path) for path in paths]
+
+
+def clash(names: list[str]) -> str:
+    """What is wrong with names of quantities, in which "/" and "." are the same sign for ArviZ; "" if nothing is."""
+    plain: dict[str, str] = {}
+    for name in names:
+        one = name.replace("/", ".")
+        if not one.strip("."):
+            return f"are named {name!r}, which is no name"
+        if one in plain:
+            return f"are both named {one!r}"
+        plain[one] = name
+    return ""
 
 
 def lower_constrain(target: Target) -> Any:

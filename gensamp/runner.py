@@ -15,6 +15,7 @@ import sys
 import time
 import warnings
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import jax
@@ -37,16 +38,22 @@ Ending = Literal["finished", "converged", "interrupted", "failed"]
 class Until:
     """When to stop chains before `num_draws`: every coordinate has bulk and tail ESS >= ess and rank R-hat <= rhat.
 
-    ess: effective draws over all chains. rhat: None to ask for ESS alone. minimum: draws per chain before the first look.
+    ess: number of effective draws over all chains. rhat: number above 1, or None to ask for ESS alone. minimum: draws per chain
+    before the first look.
     Looks come at fixed draw counts, each half as many again as the last, so where a run stops does not depend on timing. R-hat
     compares chains: with one chain, ask for rhat=None.
     """
 
-    ess: float | int = 400
-    rhat: float | int | None = 1.01
-    minimum: int = 100
+    ess: Any = 400
+    rhat: Any = 1.01
+    minimum: Any = 100
 
     def __post_init__(self) -> None:
+        numbers = {"ess": (self.ess, Real), "minimum": (self.minimum, Integral)}
+        numbers |= {} if self.rhat is None else {"rhat": (self.rhat, Real)}
+        for name, (value, kind) in numbers.items():
+            if isinstance(value, bool) or not isinstance(value, kind):
+                raise TypeError(f"Until got {name}={value!r}; expected {'a number' if kind is Real else 'a whole number'}")
         if not self.ess > 0 or not self.minimum >= 8 or not (self.rhat is None or self.rhat > 1):
             raise ValueError(
                 f"{self} cannot be met or looked at; expected ess > 0, rhat > 1 (or None) and minimum of 8 or more"
@@ -84,7 +91,7 @@ class Draws:
     the last draw) per draw; for finite samplers all per draw. ledger: the bill, with warm-up under `tune`; the evaluation that
     stands a chain at its start is not a step and not in it. ending: how the run ended. message: what a person should know: why
     it did not finish, or that draws are not finite. nonfinite: draws with a NaN or an infinity in their position. notes: what
-    `auto` chose and what it noticed, a sentence each.
+    `auto` chose and what it noticed, a sentence each. interrupted: whether Ctrl-C came, be it too late to cut the run short.
     """
 
     position: Any
@@ -95,6 +102,7 @@ class Draws:
     message: str
     nonfinite: int
     notes: tuple[str, ...] = ()
+    interrupted: bool = False
 
 
 def sample(
@@ -126,7 +134,7 @@ def sample(
         warmup: steps thrown away first; billed under `tune`.
         thin: steps per recorded draw.
         initial: positions [chain, ...] (a population: [run, walker, ...]) to start from, instead of the sampler's own start.
-        each: tree of arrays with a leading chain (or draw) axis: class labels, step sizes, observations.
+        each: tree of finite arrays with a leading chain (or draw) axis: class labels, step sizes, observations.
         mesh: devices to spread over (`parallel.mesh()`); one device by default.
         batch: lanes per device and program, at least 2. By default all draws of a device (for finite samplers as many as fit
             in 2^18 numbers). Draws have the same bits for any chunk, interruption and sub-mesh when it is set.
@@ -143,7 +151,9 @@ def sample(
 
     Raises:
         TypeError, ValueError, FileExistsError: bad input, in one sentence, before the sampling program is compiled.
-        MemoryError: the device has too little memory before anything is recorded; it names the batch that fits.
+        ModuleNotFoundError: store= without zarr and orbax.
+        MemoryError: the device has too little memory before anything is recorded (it names the batch that fits), or the host
+            has too little for so many draws.
     """
     started = time.perf_counter()
     plan = make_plan(
@@ -179,11 +189,16 @@ def sample(
         message = f"all {num_draws} draws were made before {until} was met"
     if run.nonfinite:
         message = "; ".join(filter(None, [message, f"{run.nonfinite} draws hold a NaN or an infinity (kept, and counted)"]))
+    if unmoved := run.unmoved():
+        message = "; ".join(filter(None, [message, f"chains {unmoved} never moved; look at their rows of each"]))
     if message:
         warnings.warn(message, stacklevel=2)
     recorded, info = run.recorded()
     ledger = Ledger(tune=run.bills[0], sample=run.bills[1])
-    return Draws(recorded["position"], recorded.get("log_weight"), info, ledger, ending, message, run.nonfinite)
+    return Draws(
+        recorded["position"], recorded.get("log_weight"), info, ledger, ending, message, run.nonfinite,
+        interrupted=run.interrupted.is_set(),
+    )  # fmt: skip
 
 
 def lowered_step(key: Any, sampler: Any, *, initial: PyTree, effort: str = "full") -> tuple[Any, int]:

@@ -329,6 +329,28 @@ def test_what_are_no_draws_is_refused():
         gs.to_arviz(by_hand({"draw": np.zeros((4, 5))}))
 
 
+@pytest.mark.parametrize("names", [("a/b", "a.b"), ("", "x"), (".", "a")], ids=["slash", "nothing", "only a dot"])
+def test_names_that_clash_are_refused(names):
+    position = {name: np.full((4, 5), number, np.float32) for number, name in enumerate(names)}
+    with pytest.raises(ValueError, match=r"both named|which is no name"):
+        gs.to_arviz(by_hand(position))
+    nested = {"a.b": np.zeros((4, 5)), "a": {"b": np.ones((4, 5))}}
+    with pytest.raises(ValueError, match=r"both named 'a\.b'; rename them"):
+        gs.to_arviz(by_hand(nested))
+    apart = {"a": np.zeros((4, 5)), "a.b": np.ones((4, 5))}
+    assert set(gs.to_arviz(by_hand(apart))["posterior"].data_vars) == {"a", "a.b"}
+
+
+def test_named_says_how_it_is_called():
+    target, position = targets.banana(), np.zeros((4, 5, 2), np.float32)
+    with pytest.raises(TypeError, match=r"expected named\(target, position\)"):
+        gs.named(position, target)
+    with pytest.raises(TypeError, match=r"such as draws\.position"):
+        gs.named(target, by_hand(position))
+    with pytest.raises(ValueError, match="position has shapes"):
+        gs.named(gs.Target.from_log_density(lambda x: -(x**2), jnp.zeros(())), 3.0)
+
+
 def test_without_arviz_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "arviz_base", None)
     with pytest.raises(ModuleNotFoundError, match="pip install 'gensamp\\[arviz\\]'"):

@@ -202,6 +202,19 @@ BAD = {
     "a lane of one": ((KEY, autoregression(), 5), {"batch": 1}, ValueError, "batch is 1"),
     "no chain": ((KEY, autoregression(), 5), {"initial": np.zeros((0, 3))}, ValueError, "share one leading axis"),
     "no mesh": ((KEY, autoregression(), 5), {"mesh": 3}, ValueError, "expected a mesh made by"),
+    "each NaN": (
+        (KEY, Partial(autoregression), 5), {"each": np.float32([0.1, np.nan])}, ValueError, r"each .* in rows \[1\]"
+    ),
+    "each of strings": ((KEY, Partial(autoregression), 5), {"each": np.array(["a", "b"])}, ValueError, "each holds <U1"),
+    "initial of strings": ((KEY, autoregression(), 5), {"initial": np.array([["a"] * 3] * 4)}, ValueError, "initial holds <U1"),
+    "initial of objects": ((KEY, autoregression(), 5), {"initial": np.array([[None] * 3] * 4)}, ValueError, "holds object"),
+    "initial too large": ((KEY, autoregression(), 5), {"initial": np.full((2, 3), 1e300)}, ValueError, "not finite in float32"),
+    "initial of a number": (
+        (KEY, autoregression(shape=()), 5), {"initial": np.zeros((4, 1))}, ValueError, r"expected \[chain\]"
+    ),
+    "a rule not made": ((KEY, autoregression(), 5), {"until": gs.Until}, TypeError, "until is the class Until"),
+    "more than memory": ((KEY, autoregression(), 10**12), {}, MemoryError, "give store= a path"),
+    "more than counted": ((KEY, autoregression(), 10**10), {"store": "run.zarr"}, ValueError, "the most that are counted"),
     "no rule": ((KEY, autoregression(), 5), {"until": {"ess": 3}}, TypeError, "expected a gensamp.Until"),
     "R-hat of one": ((KEY, autoregression(), 5), {"until": gs.Until(), "num_chains": 1}, ValueError, "or rhat=None"),
     "no path": ((KEY, autoregression(), 5), {"store": 3}, ValueError, "expected the path of a folder"),
@@ -226,6 +239,24 @@ def test_a_start_where_the_target_is_not_finite_is_named():
     initial = np.array([[1.0, 1.0], [-1.0, 1.0]])
     with pytest.raises(ValueError, match=r"chains \[1\] start where"):
         gs.sample(KEY, gs.mcmc.mala(target, step_size=0.1), 5, initial=initial)
+
+
+def test_lists_of_positions_are_as_good_as_arrays():
+    listed = gs.sample(KEY, autoregression(), 3, initial=[[0.0] * 3] * 4).position
+    np.testing.assert_array_equal(listed, gs.sample(KEY, autoregression(), 3, initial=np.zeros((4, 3))).position)
+
+
+def test_chains_that_each_made_unable_to_move_are_named():
+    target = gs.Target.from_log_density(lambda x: -0.5 * jnp.sum(x**2), jnp.zeros(2))
+    with pytest.warns(UserWarning, match=r"chains \[1, 2\] never moved; look at their rows of each"):
+        draws = gs.sample(KEY, Partial(gs.mcmc.mala, target), 12, each=np.float32([0.1, -1.0, 0.0]), chunk=5)
+    assert draws.ending == "finished"
+
+
+@pytest.mark.parametrize("rule", [{"ess": "400"}, {"ess": None}, {"ess": True}, {"minimum": 100.5}, {"rhat": "1.01"}])
+def test_a_stopping_rule_of_no_numbers_is_refused(rule):
+    with pytest.raises(TypeError, match=r"Until got .*; expected a"):
+        gs.Until(**rule)
 
 
 @pytest.mark.parametrize("rule", [{"ess": -3}, {"minimum": 0}, {"rhat": 0.5}])

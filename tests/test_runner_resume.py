@@ -58,6 +58,40 @@ def test_an_interrupted_warmup_goes_on_where_it_stood(tmp_path, monkeypatch):
     np.testing.assert_array_equal(again.position[:], gs.sample(KEY, autoregression(), 20, warmup=50).position)
 
 
+def interrupting(monkeypatch, effort):
+    """Ctrl-C in the first block of the next run."""
+    from gensamp import loops
+
+    advance = loops.lanes.advance[effort]
+
+    def interrupted(*args, **kwargs):
+        monkeypatch.setitem(loops.lanes.advance, effort, advance)
+        signal.raise_signal(signal.SIGINT)
+        return advance(*args, **kwargs)
+
+    monkeypatch.setitem(loops.lanes.advance, effort, interrupted)
+
+
+def test_an_interrupt_in_the_last_block_is_told(monkeypatch):
+    interrupting(monkeypatch, "full")
+    draws = gs.sample(KEY, autoregression(), 10)
+    assert draws.ending == "finished" and draws.interrupted
+    assert not gs.sample(KEY, autoregression(), 10).interrupted
+
+
+def test_adaptation_does_not_go_on_after_an_interrupt(monkeypatch):
+    from gensamp.cross_chain import adapt_together
+
+    target = gs.Target.from_log_density(lambda x: -0.5 * jnp.sum(x**2), jnp.zeros(2))
+
+    def kernel(target, step_size, *, inverse_mass_matrix):
+        return gs.mcmc.mala(target, step_size, inverse_mass_matrix=inverse_mass_matrix)
+
+    interrupting(monkeypatch, "full")
+    with pytest.raises(KeyboardInterrupt, match="interrupted"):
+        adapt_together(KEY, kernel, target, np.zeros((4, 2), np.float32), metric=np.ones(2), most_steps=50)
+
+
 KILLED = """
     import sys, jax
     sys.path.insert(0, {tests!r})
