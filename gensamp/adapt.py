@@ -83,7 +83,7 @@ def tune(
     method: str = "windows",
     num_chains: int | None = None,
     num_steps: int | None = None,
-    target_acceptance: float | None = None,
+    target_acceptance: Any = None,
     metric: str = "diagonal",
     starts: str | None = None,
     step_size: float = 0.5,
@@ -123,6 +123,7 @@ def tune(
     Raises:
         ValueError: the sampler is finite or rejects nothing (it then has no acceptance to tune), the method does not fit the
             kernel, an argument is out of range, or every chain is stuck.
+        KeyboardInterrupt: it was interrupted; what was learned so far is lost.
     """
     from gensamp.runner import sample
 
@@ -132,10 +133,13 @@ def tune(
             f"tune got {type(make).__name__}; expected a function (target, step_size) -> Sampler, such as gs.mcmc.nuts"
         )
     how = _read_method(method, make)
+    made = make(target, step_size)
+    if initial is not None:
+        initial = _read_initial(target, initial, num_chains)
     if num_chains is None:
         num_chains = how.num_chains if initial is None else len(jax.tree.leaves(initial)[0])
     num_steps = how.num_steps if num_steps is None else num_steps
-    _check(make(target, step_size), how, num_chains, num_steps, target_acceptance, metric, starts, mesh)
+    _check(made, how, num_chains, num_steps, target_acceptance, metric, starts, mesh)
     asked = how.target_acceptance if target_acceptance is None else target_acceptance
     first, second = jax.random.split(key)
     bill, begun = Bill(), {}
@@ -220,6 +224,11 @@ def _read_method(method, make) -> _Method:
     takes = inspect.signature(make).parameters
     anything = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in takes.values())
     missing = [name for name in how.wants if name not in takes and not anything]
+    if "inverse_mass_matrix" not in takes and not anything:
+        raise ValueError(
+            "tune finds a step size and a metric, and the function it got takes no inverse_mass_matrix; expected (target, "
+            "step_size, *, inverse_mass_matrix) -> Sampler, such as gs.mcmc.nuts"
+        )
     if missing:
         name = getattr(make, "__name__", type(make).__name__)
         raise ValueError(
@@ -227,6 +236,24 @@ def _read_method(method, make) -> _Method:
             f"gs.mcmc.{how.kernel}, or tune {name} by method='windows'"
         )
     return how
+
+
+def _read_initial(target: Target, initial: PyTree, num_chains) -> PyTree:
+    """Positions [chain, ...] as arrays, or a ValueError of one sentence."""
+    initial = jax.tree.map(np.asarray, initial)
+    given, wanted = jax.tree.leaves(initial), jax.tree.leaves(target.template)
+    alike = jax.tree.structure(initial) == jax.tree.structure(target.template)
+    if not alike or any(a.shape[1:] != b.shape or a.ndim == 0 for a, b in zip(given, wanted, strict=True)):
+        got = jax.tree.map(lambda a: list(a.shape), initial)
+        expected = jax.tree.map(lambda a: ["chain", *a.shape], target.template)
+        raise ValueError(f"tune got initial of shapes {got}; expected positions of shapes {expected}")
+    if not all(a.dtype.kind in "fiu" and np.isfinite(a).all() for a in given):
+        raise ValueError("tune got initial positions that are not finite numbers; expected finite ones")
+    chains = {len(a) for a in given}
+    if len(chains) > 1 or (num_chains is not None and chains != {num_chains}):
+        asked = "" if num_chains is None else f" and num_chains={num_chains}"
+        raise ValueError(f"tune got initial positions for {sorted(chains)} chains{asked}; expected one number of chains")
+    return initial
 
 
 def _check(sampler, how, num_chains, num_steps, target_acceptance, metric, starts, mesh) -> None:
@@ -239,8 +266,9 @@ def _check(sampler, how, num_chains, num_steps, target_acceptance, metric, start
         )
     if target_acceptance is not None and how.target_acceptance is None:
         raise ValueError("method='meads' reads the step size off the gradients; leave target_acceptance out")
-    if target_acceptance is not None and not 0 < target_acceptance < 1:
-        raise ValueError(f"target_acceptance is {target_acceptance}; expected a probability between 0 and 1")
+    number = isinstance(target_acceptance, int | float | np.integer | np.floating)
+    if target_acceptance is not None and not (number and 0 < target_acceptance < 1):
+        raise ValueError(f"target_acceptance is {target_acceptance!r}; expected a probability between 0 and 1")
     for name, value, known in (("metric", metric, METRICS), ("starts", starts, (None, "laplace", "pathfinder"))):
         if value not in known:
             *others, last = map(repr, known)
@@ -271,6 +299,8 @@ def _grouped(start: PyTree, how: _Method) -> PyTree:
 
 
 def _last(draws) -> dict[str, Any]:
+    if draws.interrupted:
+        raise KeyboardInterrupt(f"tune was {draws.message or 'interrupted'}")
     if draws.ending not in ("finished", "converged"):
         raise RuntimeError(f"tune {draws.ending}: {draws.message}; run it again")
     return jax.tree.map(lambda a: np.asarray(a[:, -1]), draws.position)

@@ -48,10 +48,10 @@ LOW_ENERGY = 0.3
 def auto(
     key: Any,
     target: Target,
-    until: Until | None = None,
+    until: Any = None,
     *,
-    num_chains: int = NUM_CHAINS,
-    most_draws: int = 20_000,
+    num_chains: Any = NUM_CHAINS,
+    most_draws: Any = 20_000,
     initial: PyTree = None,
     progress: bool | None = None,
 ) -> Draws:
@@ -60,7 +60,7 @@ def auto(
     Args:
         key: a typed key.
         target: with a `log_density`; from a plain function or a numpyro model.
-        until: when to stop, checked on every coordinate and every named quantity; `Until()` by default (bulk and tail ESS of
+        until: an `Until`, checked on every coordinate and every named quantity; `Until()` by default (bulk and tail ESS of
             400, R-hat of 1.01).
         num_chains: chains side by side, at least 4.
         most_draws: draws per chain, at most.
@@ -71,17 +71,14 @@ def auto(
         Draws, position [chain, draw, ...event], with `notes`. The ledger's `tune` has descent, curvature and warm-up.
 
     Raises:
-        ValueError: the target has no density, no start is feasible, or num_chains is too small.
+        TypeError, ValueError: bad input, before anything is compiled; or no start is feasible.
     """
     check_key(key)
     require(target, "log_density", "auto")
-    if isinstance(num_chains, bool) or not isinstance(num_chains, int) or num_chains < 4:
-        raise ValueError(f"auto got num_chains {num_chains!r}; expected an integer of at least 4, since R-hat compares chains")
     until = Until() if until is None else until
+    _check(until, num_chains, most_draws)
     if initial is not None:
-        initial = flatten(target.template, initial)
-        if len(initial) != num_chains:
-            raise ValueError(f"auto got {len(initial)} initial positions for {num_chains} chains; give num_chains as well")
+        initial = _flat_starts(target, initial, num_chains)
     flat = flat_target(target)
     size = flat.template.shape[0]
     dense = size <= MOST_DENSE
@@ -129,6 +126,33 @@ def auto(
     return dataclasses.replace(
         draws, position=unflatten(target.template, draws.position), notes=notes, ledger=Ledger(tune=tune) + draws.ledger
     )
+
+
+def _check(until, num_chains, most_draws) -> None:
+    if not isinstance(until, Until):
+        got = "the class Until itself" if until is Until else repr(until)
+        raise TypeError(f"auto got until={got}; expected a rule, such as gensamp.Until(ess=400)")
+    for name, value, least in (("num_chains", num_chains, 4), ("most_draws", most_draws, 1)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            why = ", since R-hat compares chains" if name == "num_chains" else ", draws per chain"
+            raise ValueError(f"auto got {name} {value!r}; expected an integer of at least {least}{why}")
+
+
+def _flat_starts(target: Target, initial: PyTree, num_chains: int) -> np.ndarray:
+    leaves = [np.asarray(a) for a in jax.tree.leaves(initial)]
+    if not leaves or not all(a.ndim and a.dtype.kind in "fiu" for a in leaves):
+        got = ", ".join(f"{a.dtype}{list(a.shape)}" for a in leaves)
+        raise ValueError(f"auto got an initial of {got or 'nothing'}; expected positions [chain, ...] of finite numbers")
+    try:
+        flat = flatten(target.template, jax.tree.map(np.asarray, initial))
+    except ValueError as error:
+        raise ValueError(f"auto got an initial whose {error}") from error
+    if len(flat) != num_chains:
+        raise ValueError(f"auto got {len(flat)} initial positions for {num_chains} chains; give num_chains as well")
+    if not np.isfinite(flat).all():
+        bad = int((~np.isfinite(flat).all(1)).sum())
+        raise ValueError(f"auto got initial positions of which {bad} are not finite; replace them")
+    return flat
 
 
 def _kernel(target: Target, step_size: Any, *, inverse_mass_matrix: Any) -> Sampler:

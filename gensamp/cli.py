@@ -21,7 +21,8 @@ difference. evaluations: gradients, densities and passes through a network; once
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 1 if a sampler failed, 2 for a command that makes no sense."""
+    """Run the command line; returns the exit status: 0, 1 if a sampler failed, 2 for a command that makes no sense, 130
+    after Ctrl-C, with a report of the rows that were finished."""
     options = _parser().parse_args(arguments)
     if options.command == "list":
         return _list()
@@ -53,8 +54,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _seed(text: str) -> int:
-    seed = int(text)
-    if not 0 <= seed < 2**32:
+    if not text.isdecimal() or not (seed := int(text)) < 2**32:
         raise argparse.ArgumentTypeError(f"{text} is no seed; expected an integer from 0 to 4294967295")
     return seed
 
@@ -77,8 +77,14 @@ def _checked(options) -> tuple[list, list[str] | None]:
 
 def _writable(folder: Path) -> None:
     """Make the folder of the report now: minutes of work must not end in one that cannot be written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out {folder} is a file; choose another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
         raise ValueError(f"--out {folder} cannot be written; choose another folder")
 
 
@@ -111,23 +117,32 @@ def _compare(options, targets: list, names: list[str] | None) -> int:
     from gensamp.evaluate.write import summary_table, write
 
     key = jax.random.key(options.seed)
-    done, failed, paths = [], False, []
+    done, failed, interrupted, paths = [], False, False, []
     try:
         for target in targets:
             comparison = compare(key, target, names, options.budget)
             done.append(comparison)
             failed |= any(row.failure for row in comparison.rows)
-            heading = f"{target.name}: {len(comparison.rows)} samplers, {comparison.seconds:.0f} seconds"
+            interrupted = bool(comparison.unfinished)
+            many = "1 sampler" if len(comparison.rows) == 1 else f"{len(comparison.rows)} samplers"
             failures = "".join(f"{row.name} failed: {row.failure}\n" for row in comparison.rows if row.failure)
+            heading = f"{target.name}: {many}, {comparison.seconds:.0f} seconds"
             sys.stdout.write(f"\n{heading}\n\n{summary_table(comparison)}\n{failures}")
             sys.stdout.flush()
+            if interrupted:
+                break
+    except KeyboardInterrupt:
+        interrupted = True
     finally:
-        # Ctrl-C on the last target must not cost the report of the others.
+        # What stopped the last target must not cost the report of the others.
         if done:
             paths = write(done, options.out)
-    sys.stdout.write(_EXPLAINED)
-    sys.stdout.write(f"\nReport: {paths[0]} (numbers in {paths[1].name}, {len(paths) - 2} pictures)\n")
-    return 1 if failed else 0
+    if interrupted:
+        sys.stderr.write(f"gensamp: interrupted; {'the report holds what was finished' if done else 'nothing was finished'}\n")
+    if paths:
+        sys.stdout.write(_EXPLAINED)
+        sys.stdout.write(f"\nReport: {paths[0]} (numbers in {paths[1].name}, {len(paths) - 2} pictures)\n")
+    return 130 if interrupted else 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -155,7 +155,7 @@ class Target:
 
     @classmethod
     def from_log_density(
-        cls, log_density: Callable, template: PyTree, *, constraints: Any = None, name: str = "", **known: Any
+        cls, log_density: Callable, template: PyTree, *, constraints: Any = None, name: Any = "", **known: Any
     ) -> "Target":
         """A target from a plain function.
 
@@ -169,25 +169,24 @@ class Target:
             known: further fields of `Target`: exact, constrain, truth, score, minibatch_log_density.
 
         Raises:
-            TypeError: log_density does not return one real number for one event (found by tracing, nothing is compiled).
+            TypeError, ValueError: log_density does not return one real number for one event, or what is known beside it is not
+                of its kind (found by tracing, nothing is compiled).
         """
+        # Upwards, as in from_numpyro.
+        from gensamp.target_checks import check_density, check_exact, check_known
+
+        check_known(name, known)
         template = as_template(template)
         if not callable(log_density):
             raise TypeError(f"log_density is {type(log_density).__name__}; expected a function from one event to a real number")
         log_density = _as_partial(log_density)
-        out = jax.eval_shape(log_density, template)
-        if not isinstance(out, jax.ShapeDtypeStruct) or out.shape != () or not jnp.issubdtype(out.dtype, jnp.floating):
-            got = jax.tree.map(lambda a: f"{a.dtype}{list(a.shape)}", out)
-            raise TypeError(
-                f"log_density returned {got} for one event of {_describe(template)}; expected one real number of shape []: "
-                "sum over the coordinates, and let gensamp map over draws"
-            )
+        check_density(log_density, template)
         name = name or getattr(log_density.func, "__name__", "target")
         if constraints is not None:
-            # Upwards, and only when asked, as in from_numpyro.
             from gensamp.targets.constraints import bounded
 
             log_density, template, known = bounded(log_density, template, constraints, known)
+        check_exact(known.get("exact"), template)
         score = known.pop("score", None)
         return cls(
             template=template,
@@ -198,20 +197,18 @@ class Target:
         )
 
     @classmethod
-    def from_data(cls, data: PyTree, *, name: str = "data", **known: Any) -> "Target":
+    def from_data(cls, data: PyTree, *, name: Any = "data", **known: Any) -> "Target":
         """A target known through events only: a NumPy or JAX array (or tree of arrays) with a leading axis of events.
 
         Raises:
-            ValueError: no event, leading axes that differ, or values that are not finite.
+            TypeError, ValueError: no event, leading axes that differ, values that are not finite, or what is known beside the
+                data is not of its kind.
         """
-        leaves = jax.tree.leaves(data)
-        if any(not hasattr(a, "dtype") or a.dtype.kind not in "fiub" for a in leaves):
-            raise TypeError(
-                f"data is made of {sorted({type(a).__name__ for a in leaves})}; expected NumPy or JAX arrays of numbers"
-            )
-        if not leaves or any(jnp.ndim(a) == 0 for a in leaves) or len({len(a) for a in leaves}) != 1 or len(leaves[0]) == 0:
-            shapes = [tuple(jnp.shape(a)) for a in leaves]
-            raise ValueError(f"data has shapes {shapes}; expected arrays that share a leading axis of at least one event")
+        # Upwards, as in from_numpyro.
+        from gensamp.target_checks import check_data, check_known
+
+        check_known(name, known)
+        check_data(data)
         data = jax.tree.map(jnp.asarray, data)
         if not all(bool(jnp.isfinite(a).all()) for a in jax.tree.leaves(data)):
             raise ValueError(f"data of target '{name}' contains values that are not finite; drop or impute those events first")
@@ -219,7 +216,7 @@ class Target:
         return cls(template=template, data=data, name=name, **known)
 
     @classmethod
-    def from_numpyro(cls, model: Callable, *args: Any, **kwargs: Any) -> "Target":
+    def from_numpyro(cls, model: Any, *args: Any, **kwargs: Any) -> "Target":
         """The posterior of a numpyro model called with these arguments; see `gensamp.targets.from_numpyro`."""
         # Upwards, and only when asked: the noun itself needs neither numpyro nor the package of targets.
         from gensamp.targets.posteriors import from_numpyro
@@ -314,7 +311,7 @@ class Draw(NamedTuple):
     info: Info
 
 
-def draw(key: jax.Array, sampler: Sampler) -> Draw:
+def draw(key: Any, sampler: Any) -> Draw:
     """One draw of a finite sampler: pure, traceable, reverse-differentiable where the sampler's step is.
 
     Args:
@@ -327,8 +324,10 @@ def draw(key: jax.Array, sampler: Sampler) -> Draw:
 
     Raises:
         ValueError: the sampler has no end; use `chain`.
+        TypeError: it is no Sampler.
     """
     check_key(key)
+    _check_sampler(sampler, "draw")
     if sampler.num_steps is None:
         raise ValueError("draw takes a finite sampler, and this one has no end; use chain(key, sampler, n) or sample")
     state = begin(key, sampler)
@@ -345,16 +344,20 @@ def draw(key: jax.Array, sampler: Sampler) -> Draw:
     return Draw(sampler.position(state), sampler.log_weight(state) if sampler.log_weight is not None else None, total)
 
 
-def chain(key: jax.Array, sampler: Sampler, num_draws: int) -> Draw:
+def chain(key: Any, sampler: Any, num_draws: Any) -> Draw:
     """`num_draws` consecutive states of a sampler without end, from its own start: pure and traceable.
 
     Returns:
         Draw: position [num_draws, ...], log_weight None, and the Info per step [num_draws].
 
     Raises:
-        ValueError: the sampler is finite; use `draw`.
+        ValueError: the sampler is finite (use `draw`), or num_draws is no integer of at least 1.
+        TypeError: it is no Sampler.
     """
     check_key(key)
+    _check_sampler(sampler, "chain")
+    if isinstance(num_draws, bool) or not hasattr(num_draws, "__index__") or num_draws < 1:
+        raise ValueError(f"chain got num_draws {num_draws!r}; expected an integer of at least 1")
     if sampler.num_steps is not None:
         raise ValueError("chain takes a sampler without end, and this one is finite; use draw(key, sampler) or sample")
 
@@ -404,11 +407,18 @@ def as_template(tree: PyTree) -> PyTree:
     """
 
     def shape_of(leaf):
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, int | float):
+            raise TypeError(f"template holds a {type(leaf).__name__}; expected floating-point arrays, such as jnp.zeros(5)")
         dtype = jax.dtypes.canonicalize_dtype(leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(type(leaf)))
         return jax.ShapeDtypeStruct(jnp.shape(leaf), dtype)
 
+    if isinstance(tree, Target | Sampler | Model):
+        hint = "; pass target.template" if isinstance(tree, Target) else ", such as jnp.zeros(5)"
+        raise TypeError(f"template is a {type(tree).__name__}; expected one event{hint}")
     template = jax.tree.map(shape_of, tree)
     leaves = jax.tree.leaves(template)
+    if leaves and not any(0 not in a.shape for a in leaves):
+        raise TypeError(f"template is {_describe(template)}, an event without coordinates; expected at least one")
     if not leaves or not all(jnp.issubdtype(a.dtype, jnp.floating) for a in leaves):
         raise TypeError(f"template is {_describe(template)}; expected floating-point arrays, such as jnp.zeros(5)")
     return template
@@ -434,10 +444,16 @@ def require(target: Target, field: str, by: str) -> Any:
 def check_key(key: Any) -> None:
     """Raises TypeError unless `key` is one typed key (a `jax.random.key`)."""
     if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        got = f"{key.dtype}{list(key.shape)}" if hasattr(key, "dtype") else repr(key)
+        got = f"{key.dtype}{list(key.shape)}" if isinstance(key, jax.Array) else type(key).__name__
+        got = repr(key) if isinstance(key, int | float | str | None) else got
         raise TypeError(f"key is {got}; expected one typed key: jax.random.key(seed)")
     if key.shape != ():
         raise TypeError(f"key has shape {list(key.shape)}; expected one key of shape []")
+
+
+def _check_sampler(sampler: Any, by: str) -> None:
+    if not isinstance(sampler, Sampler):
+        raise TypeError(f"{by} got {type(sampler).__name__}; expected {by}(key, sampler) with a Sampler")
 
 
 def _as_partial(function: Callable) -> Partial:

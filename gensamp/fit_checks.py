@@ -1,10 +1,13 @@
 """What `fit` was asked for, checked: every bad input is named here, before anything is compiled."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from gensamp import descent
@@ -13,7 +16,7 @@ from gensamp.descent import Setting
 from gensamp.parallel import AXIS
 from gensamp.store import fingerprint
 
-__all__ = ["check_arguments", "check_augment", "check_model", "identity"]
+__all__ = ["check_arguments", "check_augment", "check_empty", "check_model", "check_store", "identity"]
 
 
 ORDERS = ("drawn", "epochs")
@@ -39,9 +42,10 @@ def check_arguments(
         raise TypeError(f"optimizer is {optimizer!r}; expected an optax transformation, such as optax.adam(1e-3)")
     if batches not in ORDERS:
         raise ValueError(f"batches is {batches!r}; expected one of {', '.join(ORDERS)}")
-    if ema is not None and not (isinstance(ema, float) and 0 < ema < 1):
+    if ema is not None and not (isinstance(ema, float | np.floating) and 0 < ema < 1):
         raise ValueError(f"ema is {ema!r}; expected a decay between 0 and 1, such as 0.999, or None")
-    if not 0 <= validation < 1:
+    number = isinstance(validation, int | float | np.integer | np.floating) and not isinstance(validation, bool)
+    if not number or not 0 <= validation < 1:
         raise ValueError(f"validation is {validation!r}; expected the share of events to hold out, in [0, 1)")
     if data is None:
         held_out = 0
@@ -60,8 +64,9 @@ def check_arguments(
             raise ValueError(
                 f"batch_size is {batch_size}; expected at most the {events - held_out} events there are to train on"
             )
-    if mesh is not None and tuple(mesh.axis_names) != (AXIS,):
-        raise ValueError(f"mesh has axes {mesh.axis_names}; expected the one axis of gensamp.parallel.mesh()")
+    if mesh is not None and (not isinstance(mesh, Mesh) or tuple(mesh.axis_names) != (AXIS,)):
+        got = f"has axes {mesh.axis_names}" if isinstance(mesh, Mesh) else f"is {mesh!r}"
+        raise ValueError(f"mesh {got}; expected a mesh of one axis, made by gensamp.parallel.mesh()")
     if batch_size % accumulate:
         raise ValueError(f"accumulate is {accumulate}; expected a number of parts that divides the batch_size of {batch_size}")
     if mesh is not None and batch_size // accumulate % mesh.size:
@@ -78,14 +83,57 @@ def _check_data(data: PyTree) -> int:
     if isinstance(data, Target):
         raise TypeError("fit got a Target as data; pass its target.data, or exact draws: jax.vmap(target.exact)(keys)")
     if not leaves or not all(hasattr(a, "shape") and hasattr(a, "dtype") for a in leaves):
-        raise TypeError(f"data is made of {sorted({type(a).__name__ for a in leaves})}; expected NumPy or JAX arrays")
+        raise TypeError(
+            f"data is made of {sorted({type(a).__name__ for a in leaves})}; expected NumPy or JAX arrays: convert lists by "
+            "np.asarray"
+        )
+    kinds = sorted({str(a.dtype) for a in leaves if not _is_real(a.dtype)})
+    if kinds:
+        raise TypeError(f"data has values of dtype {', '.join(kinds)}; expected real numbers")
     lengths = {a.shape[0] if a.shape else 0 for a in leaves}
     if len(lengths) != 1 or 0 in lengths:
         shapes = [list(a.shape) for a in leaves]
         raise ValueError(f"data has shapes {shapes}; expected arrays that share a leading axis of at least one event")
     if not all(np.isfinite(np.asarray(a)).all() for a in leaves if jnp.issubdtype(a.dtype, jnp.inexact)):
         raise ValueError("data contains values that are not finite; drop or impute those events first")
+    for a in leaves:
+        kept = jax.dtypes.canonicalize_dtype(a.dtype)
+        if kept != a.dtype and jnp.issubdtype(kept, jnp.floating) and not (np.abs(a) <= jnp.finfo(kept).max).all():
+            raise ValueError(f"data has values beyond the range of {kept}, which JAX keeps them in; scale them first")
     return lengths.pop()
+
+
+def _is_real(dtype) -> bool:
+    return any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
+
+
+def check_store(store: Any) -> Path:
+    """The folder of checkpoints, made if it is not there; an ImportError, ValueError or TypeError of one sentence."""
+    if not isinstance(store, str | os.PathLike) or not os.fspath(store):
+        raise TypeError(f"store is {store!r}; expected the path of a folder, such as 'fit'")
+    try:
+        import orbax.checkpoint  # noqa: F401
+    except ImportError as error:
+        raise ImportError("fit(store=) needs orbax, which is not installed; pip install 'gensamp[store]'") from error
+    folder = Path(os.fsdecode(store))
+    if folder.is_file():
+        raise ValueError(f"store {folder} is a file; expected the path of a folder to make or to go on with")
+    # Made now: a folder that cannot be is better known before the training than after it.
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except (OSError, ValueError):
+        writable = False
+    if not writable:
+        raise ValueError(f"store {str(folder)!r} cannot be written; choose another folder")
+    return folder
+
+
+def check_empty(folder: Path) -> None:
+    """ValueError unless a folder without a checkpoint holds only what a fit that was killed may leave: unfinished ones."""
+    others = sorted(path.name for path in folder.iterdir() if not (path.is_dir() and path.name[:1].isdigit()))
+    if others:
+        raise ValueError(f"store {folder} holds {others[0]} and no fit; choose another folder")
 
 
 def check_augment(augment: Any, data: PyTree) -> Partial | None:

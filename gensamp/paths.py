@@ -23,7 +23,7 @@ from gensamp.core import Path, PyTree, Target, as_template, bind, require, scala
 from gensamp.noise import Noise
 from gensamp.targets.mixture import Mixture, mixture_draw, mixture_log_density, mixture_score
 
-__all__ = ["geometric", "learned", "noised", "tempered"]
+__all__ = ["geometric", "learned", "mean_density", "noised", "tempered", "tempered_density"]
 
 
 def geometric(base: Target, target: Target) -> Path:
@@ -43,7 +43,7 @@ def geometric(base: Target, target: Target) -> Path:
     _same_events(base, target, "geometric")
     densities = [require(t, "log_density", "geometric") for t in (base, target)]
     scores = [require(t, "score", "geometric") for t in (base, target)]
-    return Path(base, bind(_mean_density, *densities), bind(_mean_score, *scores))
+    return Path(base, bind(mean_density, *densities), bind(_mean_score, *scores))
 
 
 def tempered(target: Target, base: Target, *, smallest: float | int = 0.0) -> Path:
@@ -65,7 +65,7 @@ def tempered(target: Target, base: Target, *, smallest: float | int = 0.0) -> Pa
     _same_events(base, target, "tempered")
     floor = scalar(smallest, target.template)
     log_density, score = (require(target, field, "tempered") for field in ("log_density", "score"))
-    return Path(base, bind(_tempered_density, floor, log_density), bind(_tempered_score, floor, score))
+    return Path(base, bind(tempered_density, floor, log_density), bind(_tempered_score, floor, score))
 
 
 def noised(target: Target, noise: Noise) -> Path:
@@ -130,7 +130,8 @@ def _same_events(base: Target, target: Target, by: str) -> None:
         raise ValueError(f"{by} got a base of events {base.template}, a target of events {target.template}; expected the same")
 
 
-def _mean_density(base, target, t, x):
+def mean_density(base, target, t, x):
+    """log p_t(x) of a geometric path, from its two log densities."""
     t = scalar(t, x)
     # A weight of exactly 0 must silence a density that is -inf there, and 0 * -inf is NaN.
     return (1 - t) * jnp.where(t < 1, base(x), 0.0) + t * jnp.where(t > 0, target(x), 0.0)
@@ -151,7 +152,8 @@ def _beta(floor, t):
     return jnp.where(floor > 0, jnp.maximum(floor, jnp.finfo(floor.dtype).tiny) ** (1 - t), t)
 
 
-def _tempered_density(floor, log_density, t, x):
+def tempered_density(floor, log_density, t, x):
+    """log p_t(x) of a tempered path, from the target's log density; floor is the inverse temperature at t = 0."""
     beta = _beta(floor, t)
     return beta * jnp.where(beta > 0, log_density(x), 0.0)
 

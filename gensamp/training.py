@@ -29,7 +29,7 @@ from gensamp import descent, memory
 from gensamp.clock import compile_clock
 from gensamp.core import Bill, Ledger, Model, PyTree
 from gensamp.descent import Setting
-from gensamp.fit_checks import check_arguments, check_augment, check_model, identity
+from gensamp.fit_checks import check_arguments, check_augment, check_empty, check_model, check_store, identity
 from gensamp.interrupt import interruptible
 from gensamp.parallel import put
 from gensamp.runner import shown
@@ -77,7 +77,7 @@ def fit(
     ema: float | None = None,
     validation: float = 0.0,
     mesh: Mesh | None = None,
-    store: str | FilePath | None = None,
+    store: Any = None,
     resume: bool = False,
     progress: bool | None = None,
 ) -> Fitted:
@@ -110,13 +110,15 @@ def fit(
 
     Returns:
         Fitted. After Ctrl-C it holds what there is (a second Ctrl-C raises). When a loss or a gradient is not finite the step
-        is not taken, and the fit ends as "failed" with the parameters before it.
+        is not taken, and the fit ends as "failed" with the parameters before it; when a checkpoint cannot be written, with
+        those that were reached.
 
         Spent: num_steps * batch_size * model.forwards forwards (num_steps * model.forwards without data), those of the
         validation, and what a model counts itself in metrics named "gradients", "densities" and "forwards".
 
     Raises:
         TypeError, ValueError, FileExistsError: bad input, in one sentence, before anything is compiled.
+        ImportError: store= without orbax, before anything is compiled.
         MemoryError: the device has too little memory; it names the batch that fits. What is in `store` can be gone on with.
     """
     started = time.perf_counter()
@@ -130,12 +132,12 @@ def fit(
     checkpoints = None
     if store is not None:
         own = identity(key, model, data, augment, setting, ema, num_steps if optimizer is None else None)
-        checkpoints = _Checkpoints(FilePath(store), own, resume, num_steps)
+        checkpoints = _Checkpoints(check_store(store), own, resume, num_steps)
     with compile_clock() as clock, interruptible() as interrupted:
         decay = 0.0 if ema is None else ema
         run = _Run(model, data, augment, key, setting, row, num_steps, decay, clock, started, checkpoints)
         with tqdm(total=num_steps, initial=run.index, disable=not shown(progress), unit="step") as bar:
-            while run.index < num_steps and not run.stopped and not interrupted.is_set():
+            while run.index < num_steps and not run.stopped and not run.unsaved and not interrupted.is_set():
                 bar.update(run.advance())
                 if not bar.disable:
                     bar.set_postfix(loss=f"{run.recent_loss():.4g}", refresh=False)
@@ -150,7 +152,8 @@ def fit(
 class _Run:
     """A fit in progress: the carry on the device, the history on the host, and when to save.
 
-    index: steps taken. rows: what each chunk recorded, arrays [steps, ...]. validations: (steps taken, loss).
+    index: steps taken. rows: what each chunk recorded, arrays [steps, ...]. validations: (steps taken, loss). unsaved: why a
+    checkpoint could not be written, or "".
     """
 
     def __init__(
@@ -164,7 +167,7 @@ class _Run:
         self.buffer = self._placed(jax.tree.map(lambda a: np.zeros((CAPACITY, *seeds), a.dtype), row))
         self.rows = [jax.tree.map(lambda a: np.zeros((0, *seeds), a.dtype), row)]
         self.validations: list[tuple[int, np.ndarray]] = []
-        self.index, self.pace = 0, 16
+        self.index, self.pace, self.unsaved = 0, 16, ""
         self.earlier, self.started, self.checkpoints = Bill(), started, checkpoints
         if checkpoints is not None and checkpoints.found is not None:
             self._restore(*checkpoints.found)
@@ -255,13 +258,18 @@ class _Run:
                 f"fit {who} a loss or gradient that is not finite, first at step {first} of {self.num_steps}; the "
                 "parameters before that step are returned: lower the learning rate, or look for infinities in the loss"
             )
+        if self.unsaved:
+            return "failed", (
+                f"fit failed after {self.index} of {self.num_steps} steps, whose parameters are returned: the checkpoint could "
+                f"not be written ({self.unsaved})"
+            )
         if self.index < self.num_steps:
             return "interrupted", f"fit was interrupted after {self.index} of {self.num_steps} steps"
         return "finished", ""
 
     def save(self, *, last: bool = False) -> None:
-        """Checkpoint when one is due."""
-        if self.checkpoints is None or not self.checkpoints.due(self.index, last):
+        """Checkpoint when one is due; what was trained outlives the folder it should have gone to."""
+        if self.checkpoints is None or self.unsaved or not self.checkpoints.due(self.index, last):
             return
         bill = self.bill()
         tree = {
@@ -270,7 +278,10 @@ class _Run:
             "validations": {str(step): loss for step, loss in self.validations},
             "wall_seconds": bill.wall_seconds, "compile_seconds": bill.compile_seconds,
         }  # fmt: skip
-        self.checkpoints.save(self.index, tree)
+        try:
+            self.checkpoints.save(self.index, tree)
+        except Exception as error:
+            self.unsaved = f"{type(error).__name__}: {error}".splitlines()[0]
 
     def _restore(self, index: int, tree: PyTree) -> None:
         self.index = index
@@ -297,9 +308,13 @@ class _Checkpoints:
 
     def __init__(self, folder: FilePath, identity: dict[str, str], resume: bool, num_steps: int) -> None:
         self.folder, self.identity = folder, identity
-        self.found = load_checkpoint(folder)
+        try:
+            self.found = load_checkpoint(folder)
+        except Exception as error:
+            raise ValueError(f"store {folder} cannot be read; choose another folder: {error}".splitlines()[0]) from error
         self.saved_at, self.cost, self.saved_index = time.perf_counter(), 0.0, -1
         if self.found is None:
+            check_empty(folder)
             return
         if not resume:
             raise FileExistsError(f"store {folder} already holds a fit; pass resume=True to go on with it, or another folder")

@@ -1,5 +1,6 @@
 """tune: what it finds, what it bills, what it refuses, and how it treats chains that went wrong."""
 
+import dataclasses
 import logging
 import warnings
 
@@ -10,6 +11,7 @@ import pytest
 from blackjax.adaptation.window_adaptation import build_schedule
 
 import gensamp as gs
+from gensamp import runner
 from gensamp.adapt_windows import adaptation
 
 ISLAND = -1000.0
@@ -155,3 +157,32 @@ def _half(x):
 
 def _log_correlated(precision, x):
     return -0.5 * x @ precision @ x
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"initial": 0.0}, r"initial of shapes \[\]; expected positions"),
+        ({"initial": {"a": np.zeros((4, 2))}}, "initial of shapes {'a': .*expected positions"),
+        ({"initial": np.zeros((4, 3))}, r"initial of shapes \[4, 3\]"),
+        ({"initial": np.zeros((4, 2)), "num_chains": 3}, r"for \[4\] chains and num_chains=3"),
+        ({"initial": np.full((4, 2), np.nan)}, "not finite"),
+        ({"target_acceptance": "0.8"}, "target_acceptance is '0.8'; expected a probability"),
+        ({"make": lambda target, step_size: gs.mcmc.nuts(target, step_size)}, "takes no inverse_mass_matrix"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named_before_anything_runs(changed, message):
+    arguments = {"make": gs.mcmc.nuts, "target": gs.targets.banana()} | changed
+    with pytest.raises(ValueError, match=message):
+        gs.tune(jax.random.key(0), **arguments)
+
+
+def test_a_tuning_that_is_interrupted_is_ctrl_c(monkeypatch):
+    made = runner.sample
+
+    def interrupted(*args, **keywords):
+        return dataclasses.replace(made(*args, **keywords), ending="interrupted", message="interrupted after 3 of 20 draws")
+
+    monkeypatch.setattr(runner, "sample", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="tune was interrupted after 3"):
+        gs.tune(jax.random.key(0), gs.mcmc.mala, gs.targets.banana(), num_steps=20)

@@ -223,3 +223,21 @@ def difference(ours, theirs, statistic):
         gap = np.quantile(ours, statistic, (0, 1)) - np.quantile(theirs, statistic, (0, 1))
         errors = [array_stats.mcse(a, chain_axis=0, draw_axis=1, method="quantile", prob=statistic) for a in (ours, theirs)]
     return gap, np.hypot(*errors)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"until": 400}, "until=400; expected a rule"), ({"until": "ess"}, "until='ess'; expected a rule"),
+        ({"until": gs.Until}, "until=the class Until itself"), ({"most_draws": 0}, "most_draws 0; expected an integer"),
+        ({"most_draws": 1e4}, "most_draws 10000.0; expected"), ({"most_draws": "many"}, "most_draws 'many'; expected"),
+        ({"num_chains": 2}, "num_chains 2; expected an integer of at least 4"), ({"initial": 0.0}, r"initial of float64\[\]"),
+        ({"initial": np.full((16, 2), np.nan)}, "of which 16 are not finite"),
+        ({"initial": np.zeros((16, 3))}, r"initial whose positions have shapes \[16, 3\]"),
+        ({"initial": np.zeros((4, 2))}, "4 initial positions for 16 chains"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named_before_anything_runs(changed, message, monkeypatch):
+    monkeypatch.setattr("gensamp.automatic.flat_target", None)
+    with pytest.raises((TypeError, ValueError), match=f"auto got .*{message}"):
+        gs.auto(jax.random.key(0), gs.targets.banana(), **changed)

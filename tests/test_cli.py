@@ -1,9 +1,11 @@
 """The command line: names, statuses, and a comparison from end to end."""
 
+import dataclasses
 import json
 
 import pytest
 
+from gensamp import runner
 from gensamp.cli import main
 
 
@@ -19,6 +21,9 @@ def test_list_names_everything(capsys):
         (["compare", "bananna"], "did you mean 'banana'?"),
         (["compare", "banana", "--with", "nutz"], "did you mean 'nuts'?"),
         (["compare", "banana", "digits", "--with", "nuts"], "digits"),
+        (["compare", "banana", "--with", "nuts,all"], "expected 'all' alone"),
+        (["compare", "banana", "--out", __file__], "is a file; choose another folder"),
+        (["compare", "banana", "--out", __file__ + "/results"], "cannot be written; choose another folder"),
     ],
 )
 def test_a_command_that_makes_no_sense_is_one_sentence_and_status_2(arguments, hint, capsys):
@@ -27,11 +32,41 @@ def test_a_command_that_makes_no_sense_is_one_sentence_and_status_2(arguments, h
     assert hint in said and said.count("\n") == 1
 
 
-def test_usage_errors_have_status_2(capsys):
+@pytest.mark.parametrize(("option", "said"), [(["--budget", "huge"], "huge"), (["--seed", "abc"], "abc is no seed; expected")])
+def test_usage_errors_have_status_2(option, said, capsys):
     with pytest.raises(SystemExit) as ended:
-        main(["compare", "banana", "--budget", "huge"])
-    assert ended.value.code == 2
-    capsys.readouterr()
+        main(["compare", "banana", *option])
+    assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_with_status_130_and_the_report_of_what_was_finished(tmp_path, capsys, monkeypatch):
+    made = runner.sample
+
+    def interrupted_after_one(key, sampler, *args, **keywords):
+        monkeypatch.setattr(runner, "sample", interrupted)
+        return made(key, sampler, *args, **keywords)
+
+    def interrupted(key, sampler, *args, **keywords):
+        return dataclasses.replace(made(key, sampler, *args, **keywords), ending="interrupted")
+
+    monkeypatch.setattr(runner, "sample", interrupted_after_one)
+    monkeypatch.setattr("gensamp.plot.save_comparison", lambda *args: {})
+    command = ["compare", "banana", "--budget", "tiny", "--out", str(tmp_path), "--with"]
+    with pytest.warns(UserWarning, match="without rows: mala"):
+        assert main([*command, "inverse_transform,mala"]) == 130
+    said = capsys.readouterr()
+    assert "1 sampler," in said.out and "interrupted; the report holds what was finished" in said.err
+    assert "mala was not run to its end" in (tmp_path / "report.md").read_text()
+    assert json.loads((tmp_path / "comparison.json").read_text())[0]["unfinished"] == ["mala"]
+
+
+def test_ctrl_c_before_anything_was_finished_writes_nothing(tmp_path, capsys, monkeypatch):
+    def compare(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gensamp.evaluate.compare.compare", compare)
+    assert main(["compare", "banana", "--with", "mala", "--out", str(tmp_path / "results")]) == 130
+    assert "nothing was finished" in capsys.readouterr().err and not any((tmp_path / "results").iterdir())
 
 
 def test_compare_from_end_to_end(tmp_path, capsys):

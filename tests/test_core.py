@@ -52,6 +52,52 @@ def test_a_template_that_is_no_event_is_refused(template):
         gs.Target.from_log_density(lambda x: 0.0, template)
 
 
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("abc", "template holds a str; expected floating-point"), (jnp.zeros(0), "without coordinates"),
+        (gs.targets.banana(), "template is a Target; expected one event; pass target.template"),
+    ],
+)  # fmt: skip
+def test_what_is_no_template_is_named(template, message):
+    with pytest.raises(TypeError, match=message):
+        core.as_template(template)
+
+
+@pytest.mark.parametrize(
+    ("known", "error", "message"),
+    [
+        ({"exat": lambda key: jnp.zeros(3)}, TypeError, "no field exat; did you mean exact"),
+        ({"exact": 3}, TypeError, "exact is int; expected a function"), ({"truth": 3}, TypeError, "truth is int; expected"),
+        ({"exact": lambda key: jnp.zeros(4)}, ValueError, r"exact draws float32\[4\] from a key; expected one event"),
+        ({"name": 3}, TypeError, "name is 3; expected a string"),
+    ],
+)  # fmt: skip
+def test_what_is_known_beside_a_density_is_of_its_kind(known, error, message):
+    with pytest.raises(error, match=message):
+        gs.Target.from_log_density(lambda x: -jnp.sum(x**2), jnp.zeros(3), **known)
+
+
+@pytest.mark.parametrize(
+    ("log_density", "message"),
+    [
+        (lambda x: x["mu"], "cannot be traced at one event"),
+        (lambda x: np.sum(np.asarray(x)), "expected functions of jax.numpy"),
+    ],
+    ids=["raises", "NumPy"],
+)
+def test_a_density_that_raises_keeps_its_cause(log_density, message):
+    with pytest.raises(TypeError, match=message) as raised:
+        gs.Target.from_log_density(log_density, jnp.zeros(3))
+    assert raised.value.__cause__ is not None
+
+
+def test_a_noun_given_as_a_key_is_named_and_not_printed():
+    for given in (gs.targets.banana(), autoregression()):
+        with pytest.raises(TypeError, match=f"key is {type(given).__name__}; expected one typed key"):
+            core.check_key(given)
+
+
 def test_data_that_are_no_events_are_refused():
     with pytest.raises(ValueError, match="share a leading axis"):
         gs.Target.from_data({"a": np.zeros((3, 2)), "b": np.zeros((4, 2))})
@@ -104,6 +150,11 @@ def test_verbs_refuse_samplers_of_the_other_kind():
         gs.draw(KEY, autoregression())
     with pytest.raises(ValueError, match="finite"):
         gs.chain(KEY, autoregression(num_steps=3), 5)
+    with pytest.raises(TypeError, match="draw got Target; expected draw"):
+        gs.draw(KEY, gs.targets.banana())
+    for num_draws in (-4, 4.5, "4"):
+        with pytest.raises(ValueError, match=f"chain got num_draws {num_draws!r}"):
+            gs.chain(KEY, autoregression(), num_draws)
     with pytest.raises(TypeError, match="typed key"):
         gs.draw(jax.random.PRNGKey(0), autoregression(num_steps=3))
 

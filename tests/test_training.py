@@ -274,6 +274,14 @@ def test_bad_meshes():
         ({"model": "ddpm"}, TypeError, "fit got str as its model"),
         ({"optimizer": 1e-3}, TypeError, "optimizer is 0.001; expected an optax transformation"),
         ({"num_steps": 10.0}, ValueError, "num_steps is 10.0"),
+        ({"mesh": 2}, ValueError, "mesh is 2; expected a mesh"),
+        ({"validation": "0.1"}, ValueError, "validation is '0.1'; expected the share"),
+        ({"validation": None}, ValueError, "validation is None; expected the share"),
+        ({"ema": np.float32(1.5)}, ValueError, "expected a decay between 0 and 1"),
+        ({"data": np.full((20, 2), 1e300)}, ValueError, "beyond the range of float32"),
+        ({"data": np.ones((20, 2), complex)}, TypeError, "dtype complex128; expected real numbers"),
+        ({"data": np.full((20, 2), "a")}, TypeError, "dtype <U1; expected real numbers"),
+        ({"data": [[1.0, 2.0]] * 20}, TypeError, "convert lists by np.asarray"),
     ],
 )  # fmt: skip
 def test_arguments_of_the_wrong_kind(changed, error, message):
@@ -281,6 +289,10 @@ def test_arguments_of_the_wrong_kind(changed, error, message):
     arguments |= {"ema": None, "validation": 0.0, "mesh": None} | changed
     with pytest.raises(error, match=message):
         check_arguments(**arguments)
+
+
+def test_a_decay_of_any_floating_type_is_one():
+    assert check_arguments(KEY, gaussian(), DATA, None, 10, 16, np.float32(0.9), 0, None).averaging
 
 
 def test_a_model_whose_loss_is_no_number_or_changes_its_state():

@@ -133,3 +133,46 @@ def test_a_store_that_belongs_to_another_fit_is_refused_before_compilation(tmp_p
         with pytest.raises(ValueError, match=r"its data, events held out, model differ"):
             fit(KEY, other_model, None, store=store, resume=True, **options | {"validation": 0.0})
     assert clock.count == 0
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_cost_the_training(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    whole = fit(KEY, gaussian(), DATA, num_steps=40, batch_size=16)
+    monkeypatch.setattr(training, "save_checkpoint", full)
+    with pytest.warns(UserWarning, match="No space left"):
+        kept = fit(KEY, gaussian(), DATA, num_steps=40, batch_size=16, store=tmp_path / "fit")
+    assert kept.ending == "failed" and same((whole.params, whole.history), (kept.params, kept.history))
+    assert kept.message.startswith("fit failed after 40 of 40 steps") and "OSError" in kept.message
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    with pytest.warns(UserWarning, match="No space left"):
+        early = fit(KEY, gaussian(), DATA, num_steps=400, batch_size=16, store=tmp_path / "early")
+    assert early.ending == "failed" and len(early.history["loss"]) == 16 and np.isfinite(early.history["loss"]).all()
+
+
+@pytest.mark.parametrize(
+    ("store", "message"),
+    [
+        ("", "store is ''; expected the path of a folder"), (3, "store is 3; expected the path"), (True, "store is True"),
+        ("a\0b", "cannot be written; choose another"),
+        ("file", "is a file; expected the path of a folder"), ("file/fit", "cannot be written; choose another"),
+        ("run.zarr", "run.zarr holds zarr.json and no fit"), ("others", "others holds letter.txt and no fit"),
+    ],
+)  # fmt: skip
+def test_a_store_that_cannot_be_one_is_refused_before_the_training(store, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("text")
+    for folder, name in (("run.zarr", "zarr.json"), ("others", "letter.txt")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_text("{}")
+    monkeypatch.setattr(descent, "begin", None)
+    with pytest.raises((TypeError, ValueError), match=message):
+        fit(KEY, gaussian(), DATA, store=store)
+
+
+def test_orbax_that_is_missing_is_said_before_the_training(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
+    monkeypatch.setattr(descent, "begin", None)
+    with pytest.raises(ImportError, match=r"needs orbax, which is not installed; pip install 'gensamp\[store\]'"):
+        fit(KEY, gaussian(), DATA, store=tmp_path / "fit")

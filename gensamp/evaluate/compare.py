@@ -4,7 +4,7 @@ Each row is tuned or fitted, sampled and evaluated in this run; nothing in a Com
 map also runs with its network untrained (the parameters `init` gave), so that a table cannot hide a fit that learned nothing.
 Held equal are the judge (one reference, the same number of draws beside one floor), the tuning steps and draws of every
 chain, and the events every fit learns from; `Comparison.held_equal` says it in words. Evaluations and seconds are then what
-differs, and both are reported.
+differs, and both are reported. A run that was cut short is no row: Ctrl-C ends the comparison before the row in hand.
 """
 
 import dataclasses
@@ -48,8 +48,8 @@ class _Candidate:
 def compare(
     key: jax.Array,
     target: Any,
-    samplers: Mapping[str, Any] | Iterable[str] | None = None,
-    budget: str | Budget = "small",
+    samplers: Any = None,
+    budget: Any = "small",
     *,
     progress: bool | None = None,
 ) -> Comparison:
@@ -66,21 +66,22 @@ def compare(
         progress: a bar over the rows; by default only in a terminal or a notebook.
 
     Returns:
-        Comparison. A sampler that raises becomes a row that says why.
+        Comparison. A sampler that raises becomes a row that says why. After Ctrl-C it holds the rows that were finished, and
+        names the others in `unfinished`.
 
     Raises:
         ValueError: an unknown name or budget, nothing to compare, or a target that offers nothing to judge by.
         TypeError: something in the dict is neither a Sampler, nor a Model, nor a function that makes one.
+        KeyboardInterrupt: Ctrl-C before the first row was finished.
     """
     from gensamp.runner import shown
 
     check_key(key)
     if not isinstance(target, Target):
         raise TypeError(f"compare got {type(target).__name__} as its target; expected a Target, such as gs.targets.banana()")
-    if isinstance(budget, str):
-        if budget not in BUDGETS:
-            raise ValueError(f"budget is {budget!r}; expected one of {', '.join(BUDGETS)}, or a Budget")
-        budget = BUDGETS[budget]
+    budget = BUDGETS.get(budget, budget) if isinstance(budget, str) else budget
+    if not isinstance(budget, Budget):
+        raise ValueError(f"budget is {budget!r}; expected one of {', '.join(BUDGETS)}, or a Budget")
     candidates, skipped = _candidates(samplers, target, budget)
     started = time.perf_counter()
     target = _with_reference(jax.random.fold_in(key, 3), target)
@@ -99,27 +100,49 @@ def compare(
         own = jax.random.fold_in(jax.random.fold_in(key, 2), zlib.crc32(candidate.name.encode()))
         try:
             rows.append(_run(own, candidate, target, budget, judge, events, fits))
+        except KeyboardInterrupt:
+            if not rows:
+                raise
+            break
         except Exception as error:
             failure = f"{type(error).__name__}: {error}".splitlines()[0]
             warnings.warn(f"{candidate.name} failed on {target.name}: {failure}", stacklevel=2)
             rows.append(Row(candidate.name, candidate.title, candidate.half, failure=failure))
-    held = _held_equal(budget, judge, candidates, rows, events)
-    return Comparison(target, budget, judge, tuple(rows), skipped, held, time.perf_counter() - started)
+    bar.close()
+    unfinished = tuple(candidate.name for candidate in candidates[len(rows) :])
+    if unfinished:
+        warnings.warn(f"compare was interrupted; without rows: {', '.join(unfinished)}", stacklevel=2)
+    held = _held_equal(budget, judge, candidates[: len(rows)], rows, events)
+    return Comparison(target, budget, judge, tuple(rows), skipped, held, time.perf_counter() - started, unfinished)
 
 
 def _candidates(samplers, target, budget) -> tuple[list[_Candidate], dict[str, str]]:
     from gensamp import registry
 
     skipped: dict[str, str] = {}
+    if isinstance(samplers, Sampler | Model | Target):
+        raise TypeError(f"compare got a {type(samplers).__name__} as its samplers; pass a dict {{name: sampler}}")
     if isinstance(samplers, Mapping):
         chosen = [_of_yours(name, made, target, budget) for name, made in samplers.items()]
     else:
+        if samplers is not None and not isinstance(samplers, str):
+            samplers = _names(samplers)
         asked = registry.choose(samplers)
         skipped = {entry.name: entry.reason(target) for entry in asked if not entry.applicable(target)}
         chosen = [_of_registry(entry, target, budget) for entry in asked if entry.applicable(target)]
     if not chosen:
         raise ValueError(f"nothing to compare on '{target.name}': " + ("; ".join(skipped.values()) or "no sampler was given"))
     return chosen, skipped
+
+
+def _names(samplers: Any) -> list[str]:
+    if not isinstance(samplers, Iterable):
+        raise TypeError(f"compare got {type(samplers).__name__} as its samplers; expected names, or a dict {{name: sampler}}")
+    names = list(samplers)
+    others = sorted({type(name).__name__ for name in names if not isinstance(name, str)})
+    if others:
+        raise TypeError(f"compare got a list with {', '.join(others)}; pass a dict {{name: sampler}}, or a list of names alone")
+    return names
 
 
 def _of_registry(entry, target, budget) -> _Candidate:
@@ -132,6 +155,8 @@ def _of_registry(entry, target, budget) -> _Candidate:
 
 
 def _of_yours(name, made, target, budget) -> _Candidate:
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"compare got {name!r} as the name of a sampler; expected a string")
     if not isinstance(made, Sampler | Model) and not callable(made):
         raise TypeError(f"'{name}' is {type(made).__name__}; expected a Sampler, a Model or a function (target) -> one of them")
     from gensamp.registry import find
@@ -162,11 +187,12 @@ def _run(key, candidate, target, budget, judge, events, fits) -> Row:
         ledger = draws.ledger
     elif candidate.kernel is None:
         sampler = made
-        draws = sample(run, made, budget.chain_draws, num_chains=budget.num_chains, warmup=budget.tune_steps, progress=False)
+        drawn = {"num_chains": budget.num_chains, "warmup": budget.tune_steps, "progress": False}
+        draws = _whole(sample(run, made, budget.chain_draws, **drawn))
         ledger = draws.ledger
     else:
         tuned, sampler = _tuned(prepare, candidate, target, budget)
-        draws = sample(run, sampler, budget.chain_draws, initial=tuned.initial, progress=False)
+        draws = _whole(sample(run, sampler, budget.chain_draws, initial=tuned.initial, progress=False))
         ledger = tuned.ledger + draws.ledger
     draws = dataclasses.replace(draws, ledger=ledger)
     report = evaluate(draws, target, judge=judge)
@@ -201,7 +227,23 @@ def _tuned(key, candidate, target, budget):
 def _finite(key, sampler, judge, budget):
     from gensamp.runner import sample
 
-    return sample(key, sampler, min(budget.finite_draws, judge.num_draws), progress=False)
+    return _whole(sample(key, sampler, min(budget.finite_draws, judge.num_draws), progress=False))
+
+
+def _whole(made):
+    """Draws, or Fitted, that cost what every row is given; a run that was cut short is none.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted.
+        RuntimeError: it failed on the way.
+    """
+    from gensamp.runner import Draws
+
+    if made.ending == "interrupted" or (isinstance(made, Draws) and made.interrupted):
+        raise KeyboardInterrupt(made.message)
+    if made.ending == "failed":
+        raise RuntimeError(made.message)
+    return made
 
 
 def _fitted(key, candidate, model, data, fits):
@@ -211,9 +253,9 @@ def _fitted(key, candidate, model, data, fits):
     for name, other, training, fitted, untrained in fits:
         if training == candidate.training and _same((model.init, model.loss), (other.init, other.loss)):
             return fitted, untrained, name
-    fitted = fit(key, model, data, progress=False, **candidate.training)
+    fitted = _whole(fit(key, model, data, progress=False, **candidate.training))
     # The last step of the default schedule has rate zero: one step alone gives back where this fit started, nothing recompiled.
-    untrained = fit(key, model, data, progress=False, **candidate.training | {"num_steps": 1}).params
+    untrained = _whole(fit(key, model, data, progress=False, **candidate.training | {"num_steps": 1})).params
     fits.append((candidate.name, model, candidate.training, fitted, untrained))
     return fitted, untrained, ""
 

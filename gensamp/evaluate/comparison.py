@@ -97,7 +97,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All rows on one target. skipped: why registered samplers were left out. held_equal: sentences. seconds: of the whole."""
+    """All rows on one target. skipped: why registered samplers were left out. held_equal: sentences. seconds: of the whole.
+    unfinished: samplers that Ctrl-C left without a row."""
 
     target: Target
     budget: Budget
@@ -106,6 +107,7 @@ class Comparison:
     skipped: Mapping[str, str]
     held_equal: tuple[str, ...]
     seconds: float
+    unfinished: tuple[str, ...] = ()
 
     @property
     def done(self) -> tuple[Row, ...]:

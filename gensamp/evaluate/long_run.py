@@ -28,6 +28,7 @@ def with_long_run(key: jax.Array, target: Target) -> Target:
     Spends 8 chains of 1,250 tuning steps and 4,000 draws.
 
     Raises:
+        KeyboardInterrupt: the run was interrupted.
         ValueError: the run is worth fewer than 200 draws; give the target exact= or reference draws.
     """
     from gensamp.adapt import tune
@@ -37,6 +38,10 @@ def with_long_run(key: jax.Array, target: Target) -> Target:
     key_tune, key_draw = jax.random.split(key)
     tuned = tune(key_tune, nuts, target, num_chains=NUM_CHAINS, progress=False)
     draws = sample(key_draw, tuned.sampler, NUM_DRAWS, initial=tuned.initial, progress=False)
+    if draws.interrupted:
+        raise KeyboardInterrupt(draws.message)
+    if draws.ending != "finished":
+        raise RuntimeError(draws.message)
     leaves = [np.asarray(a) for a in jax.tree.leaves(draws.position)]
     worst = max(float(np.max(rhat(a))) for a in leaves)
     worth = int(min(float(np.min(ess_bulk(a))) for a in leaves))

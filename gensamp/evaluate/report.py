@@ -80,7 +80,7 @@ class Report:
         return out
 
 
-def evaluate(draws: Any, target: Any, *, judge: Judge | None = None, key: jax.Array | None = None) -> Report:
+def evaluate(draws: Any, target: Any, *, judge: Any = None, key: jax.Array | None = None) -> Report:
     """Judge draws against what is known of their target.
 
     Args:
@@ -95,10 +95,12 @@ def evaluate(draws: Any, target: Any, *, judge: Judge | None = None, key: jax.Ar
 
     Raises:
         ValueError: the target offers nothing to judge against, or positions do not look like its events.
-        TypeError: the target is no Target.
+        TypeError: the target is no Target, or the judge no Judge.
     """
     if not isinstance(target, Target):
         raise TypeError(f"evaluate got {type(target).__name__} as its target; expected evaluate(draws, target) with a Target")
+    if judge is not None and not isinstance(judge, Judge):
+        raise TypeError(f"evaluate got {type(judge).__name__} as its judge; expected a Judge, Judge.of(key, target)")
     position = getattr(draws, "position", draws)
     _check_events(position, target)
     judge = Judge.of(jax.random.key(0) if key is None else key, target) if judge is None else judge

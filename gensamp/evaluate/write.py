@@ -116,6 +116,7 @@ def markdown(comparisons: Sequence[Comparison], pictures: dict[str, dict[str, st
         parts += [f"![{caption}]({file})" for caption, file in (pictures or {}).get(name, {}).items()]
         failures = [f"- {row.name} failed: {row.failure}" for row in comparison.rows if row.failure]
         left_out = [f"- {name} left out: {reason}" for name, reason in comparison.skipped.items()]
+        left_out += [f"- {name} was not run to its end: the comparison was interrupted" for name in comparison.unfinished]
         if failures or left_out:
             parts += ["### Not in the table", "\n".join(failures + left_out)]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -147,6 +148,7 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
             "reference_draws": len(comparison.judge.reference),
             "held_equal": comparison.held_equal,
             "skipped": comparison.skipped,
+            "unfinished": comparison.unfinished,
             "seconds": comparison.seconds,
             "break_even_with_best_chain": even,
             "rows": rows,

@@ -30,7 +30,7 @@ __all__ = [
 ]  # fmt: skip
 
 # The families whose log density at every t is a formula in densities that do not depend on t.
-_FORMULAS = (paths._mean_density, paths._tempered_density)
+_FORMULAS = (paths.mean_density, paths.tempered_density)
 
 
 class Mover(NamedTuple):
@@ -167,7 +167,7 @@ def base_log_density(base: Target, by: str) -> Partial:
 
 def holds_base(path: Path) -> bool:
     """Whether the base is the path's law at t = 0: for all but a tempered path."""
-    return path.log_density.func is not paths._tempered_density
+    return path.log_density.func is not paths.tempered_density
 
 
 def densities_per_point(log_density: Partial) -> int:

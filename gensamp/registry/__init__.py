@@ -40,8 +40,11 @@ def find(name: str) -> Entry:
 
     Raises:
         ValueError: there is none; the message names the nearest one.
+        TypeError: the name is no string.
     """
     names = [entry.name for entry in ENTRIES]
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a sampler is {type(name).__name__}; expected a string, such as 'nuts'")
     if name in names:
         return ENTRIES[names.index(name)]
     nearest = difflib.get_close_matches(name.lower().replace("-", "_"), names, n=1, cutoff=0.3)
@@ -53,9 +56,13 @@ def choose(names: str | Iterable[str] | None) -> list[Entry]:
     """The entries of these names; None for those that are compared by default, "all" for every one.
 
     Raises:
-        ValueError: there is no entry of a name; the message names the nearest one.
+        ValueError: there is no entry of a name (the message names the nearest one), or "all" stands beside others.
     """
     if names is None:
         return [entry for entry in ENTRIES if entry.default]
     names = [names] if isinstance(names, str) else list(names)
-    return list(ENTRIES) if names == ["all"] else [find(name) for name in names]
+    if "all" not in names:
+        return [find(name) for name in names]
+    if len(names) > 1:
+        raise ValueError(f"the names are {', '.join(names)}; expected 'all' alone, or names without it")
+    return list(ENTRIES)

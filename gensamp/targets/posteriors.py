@@ -9,6 +9,7 @@ shapes run the program that is already compiled. (numpyro's own `potential_fn` c
 when a target is made: one abstract trace of the model finds its sites and their shapes, and the density is traced when used.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,12 +20,13 @@ import numpy as np
 
 from gensamp.core import PyTree, Static, Target, Truth, bind
 from gensamp.targets import constraints
+from gensamp.targets.bound_models import arguments, arguments_of, constrain, has_model, is_latent, sites_of, split
 from gensamp.targets.mixture import float_dtype
 
 __all__ = ["from_numpyro", "model_complaint", "posterior", "prior_of", "unconstrain"]
 
 
-def from_numpyro(model: Callable, *args: Any, **kwargs: Any) -> Target:
+def from_numpyro(model: Any, *args: Any, **kwargs: Any) -> Target:
     """The posterior of a numpyro model, on unconstrained coordinates.
 
     Args:
@@ -40,24 +42,36 @@ def from_numpyro(model: Callable, *args: Any, **kwargs: Any) -> Target:
     Raises:
         ValueError: the model has no latent site, or a discrete one, which has no gradient; or its posterior cannot be a
             probability, because a site has a flat prior and nothing is observed.
-        TypeError: an argument is neither an array nor hashable.
+        TypeError: the model is no function, cannot be run on its arguments, or one of them is neither an array nor hashable.
 
     Source: Kucukelbir et al. 2017 (ADVI), section 2.3, for the change of variables; numpyro's bijections.
     """
     return posterior(model, args, kwargs)
 
 
-def posterior(model: Callable, args: tuple = (), kwargs: Any = None, *, name: str = "", dtype: Any = None) -> Target:
+def posterior(model: Any, args: tuple = (), kwargs: Any = None, *, name: str = "", dtype: Any = None) -> Target:
     """As `from_numpyro`, with the model's arguments packed, a name and the dtype of events (jax's default float if None)."""
-    leaves, structure = _split(args, kwargs or {})
-    shapes = jax.eval_shape(_unconstrained, Static(model), structure, *leaves)
+    if not callable(model):
+        raise TypeError(f"from_numpyro got {type(model).__name__} as its model; expected a function, then its arguments")
+    leaves, structure = split(args, kwargs or {})
+    if any(_has_nan(a) for a in leaves):
+        warnings.warn(
+            "the model's arguments hold NaN, which makes the density NaN wherever the model does not mask it; drop or impute "
+            "what is missing",
+            stacklevel=3,
+        )
+    try:
+        shapes = jax.eval_shape(_unconstrained, Static(model), structure, *leaves)
+    except (TypeError, AssertionError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise TypeError(f"the model cannot be run on the arguments it was given: {reason}") from error
     template = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, float_dtype(dtype)), shapes)
     log_density = bind(_log_density, Static(model), structure, *leaves)
     return Target.from_log_density(
         log_density,
         template,
         name=name or getattr(model, "__name__", "posterior"),
-        constrain=bind(_constrain, Static(model), structure, *leaves),
+        constrain=bind(constrain, Static(model), structure, *leaves),
     )
 
 
@@ -78,9 +92,9 @@ def prior_of(model: Callable | Target, *args: Any, **kwargs: Any) -> Target:
         ValueError: a site has an improper prior, from which nothing can be drawn.
     """
     target = model if isinstance(model, Target) else posterior(model, args, kwargs)
-    bound = _arguments_of(target, "prior_of")
+    bound = arguments_of(target, "prior_of")
     improper: list[str] = []
-    jax.eval_shape(lambda *leaves: improper.extend(_improper(_sites(*bound[:2], *leaves))), *bound[2:])
+    jax.eval_shape(lambda *leaves: improper.extend(_improper(sites_of(*bound[:2], *leaves))), *bound[2:])
     if improper:
         raise ValueError(
             f"the prior of '{target.name}' has no draws: its sites {improper} have improper priors; give them proper ones"
@@ -110,7 +124,7 @@ def unconstrain(target: Target, named: Mapping[str, Any]) -> PyTree:
         ValueError: a name is missing, or the target was made otherwise.
     """
     made_by = getattr(target.constrain, "func", None)
-    if made_by is _constrain:
+    if made_by is constrain:
         inverse, names = _unconstrain, set(target.template)
     elif made_by is constraints.by_name:
         inverse, names = constraints.from_names, set(jax.eval_shape(target.constrain, target.template))
@@ -130,10 +144,10 @@ def model_complaint(target: Target, position: PyTree) -> str:
     import numpyro
     from numpyro.infer.util import constrain_fn
 
-    if getattr(target.constrain, "func", None) is not _constrain:
+    if not has_model(target):
         return ""
     model, structure, *leaves = target.constrain.args
-    args, kwargs = _arguments(structure, tuple(leaves))
+    args, kwargs = arguments(structure, tuple(leaves))
     try:
         with numpyro.validation_enabled():
             constrain_fn(model.value, args, kwargs, position)
@@ -142,65 +156,24 @@ def model_complaint(target: Target, position: PyTree) -> str:
     return ""
 
 
-_DATA = "data"
-"""Stands for an array in the static part of the arguments."""
-
-
-def _split(args: tuple, kwargs: dict) -> tuple[list[jax.Array], Static]:
-    """The arrays among the arguments, and the hashable rest with their places."""
-    leaves, structure = jax.tree.flatten((args, kwargs))
-    is_data = [isinstance(a, np.ndarray | jax.Array | float) for a in leaves]
-    rest = tuple((_DATA, None) if data else ("static", a) for a, data in zip(leaves, is_data, strict=True))
-    try:
-        hash(rest)
-    except TypeError:
-        kinds = sorted({type(a).__name__ for a, data in zip(leaves, is_data, strict=True) if not data})
-        raise TypeError(f"the model got arguments of types {kinds}, which have no hash; convert data to NumPy arrays") from None
-    return [jnp.asarray(a) for a, data in zip(leaves, is_data, strict=True) if data], Static((structure, rest))
-
-
-def _arguments(structure: Static, leaves: tuple) -> tuple[tuple, dict]:
-    treedef, rest = structure.value
-    data = iter(leaves)
-    return jax.tree.unflatten(treedef, [next(data) if kind == _DATA else value for kind, value in rest])
-
-
-def _arguments_of(target: Target, by: str) -> tuple:
-    """What the functions of a posterior are bound to: the model, the structure of its arguments, the arrays."""
-    if getattr(target.constrain, "func", None) is not _constrain:
-        raise ValueError(f"{by} got the target '{target.name}'; expected one made by from_numpyro")
-    return target.constrain.args
-
-
-def _sites(model: Static, structure: Static, *leaves: jax.Array) -> dict[str, dict]:
-    """The sites of the model at an arbitrary point of its support: flat priors have no draws to trace it at."""
-    import numpyro
-    from numpyro import handlers
-    from numpyro.infer import init_to_feasible
-
-    args, kwargs = _arguments(structure, leaves)
-    seeded = handlers.substitute(handlers.seed(model.value, jax.random.key(0)), substitute_fn=init_to_feasible)
-    with numpyro.validation_enabled(False):
-        return handlers.trace(seeded).get_trace(*args, **kwargs)
-
-
-def _is_latent(site: dict) -> bool:
-    return site["type"] == "sample" and not site["is_observed"]
+def _has_nan(data: jax.Array) -> bool:
+    known = not isinstance(data, jax.core.Tracer) and jnp.issubdtype(data.dtype, jnp.floating)
+    return known and bool(np.isnan(np.asarray(data)).any())
 
 
 def _unconstrained(model: Static, structure: Static, *leaves: jax.Array) -> PyTree:
     """One event of zeros: traced for its shapes, never run."""
     from numpyro.distributions import biject_to
 
-    sites = _sites(model, structure, *leaves)
-    latent = {name: site for name, site in sites.items() if _is_latent(site)}
+    sites = sites_of(model, structure, *leaves)
+    latent = {name: site for name, site in sites.items() if is_latent(site)}
     discrete = [name for name, site in latent.items() if site["fn"].support.is_discrete]
     if discrete:
         raise ValueError(f"model has discrete latent sites {discrete}, which have no gradient; sum them out in the model first")
     if not latent:
         raise ValueError("model has no latent site, so there is nothing to draw; leave at least one `sample` site without obs")
     improper = _improper(sites)
-    if improper and all(_is_latent(site) for site in sites.values() if site["type"] == "sample"):
+    if improper and all(is_latent(site) for site in sites.values() if site["type"] == "sample"):
         raise ValueError(
             f"the posterior is improper: sites {improper} have flat priors and nothing is observed; give the observations, or "
             "proper priors"
@@ -218,7 +191,7 @@ def _improper(sites: dict[str, dict]) -> list[str]:
         law: Any = site.get("fn")
         while hasattr(law, "base_dist"):
             law = law.base_dist
-        if _is_latent(site) and isinstance(law, ImproperUniform):
+        if is_latent(site) and isinstance(law, ImproperUniform):
             found.append(name)
     return found
 
@@ -228,21 +201,11 @@ def _log_density(model: Static, structure: Static, *leaves_and_position: Any) ->
     from numpyro.infer.util import potential_energy
 
     *leaves, position = leaves_and_position
-    args, kwargs = _arguments(structure, tuple(leaves))
+    args, kwargs = arguments(structure, tuple(leaves))
     # Validation would run small programs of its own while this one is traced.
     with numpyro.validation_enabled(False):
         energy = potential_energy(model.value, args, kwargs, position)
     return -jnp.asarray(energy, jnp.result_type(*jax.tree.leaves(position)))
-
-
-def _constrain(model: Static, structure: Static, *leaves_and_position: Any) -> dict[str, jax.Array]:
-    import numpyro
-    from numpyro.infer.util import constrain_fn
-
-    *leaves, position = leaves_and_position
-    args, kwargs = _arguments(structure, tuple(leaves))
-    with numpyro.validation_enabled(False):
-        return constrain_fn(model.value, args, kwargs, position, return_deterministic=True)
 
 
 def _unconstrain(model: Static, structure: Static, *leaves_and_named: Any) -> PyTree:
@@ -250,7 +213,7 @@ def _unconstrain(model: Static, structure: Static, *leaves_and_named: Any) -> Py
     from numpyro.infer.util import unconstrain_fn
 
     *leaves, named = leaves_and_named
-    args, kwargs = _arguments(structure, tuple(leaves))
+    args, kwargs = arguments(structure, tuple(leaves))
     with numpyro.validation_enabled(False):
         return unconstrain_fn(model.value, args, kwargs, named)
 
@@ -283,7 +246,7 @@ def _prior_draw(dtypes: Static, model: Static, structure: Static, *leaves_and_ke
     from numpyro.distributions import biject_to
 
     *leaves, key = leaves_and_key
-    args, kwargs = _arguments(structure, tuple(leaves))
+    args, kwargs = arguments(structure, tuple(leaves))
     with numpyro.validation_enabled(False):
         sites = handlers.trace(handlers.seed(model.value, key)).get_trace(*args, **kwargs)
         return {

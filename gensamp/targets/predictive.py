@@ -20,32 +20,28 @@ import numpy as np
 from jax.tree_util import Partial
 
 from gensamp.core import PyTree, Static, Target, bind
-from gensamp.targets.posteriors import _arguments, _arguments_of, _constrain, _is_latent, _sites, prior_of
+from gensamp.targets.bound_models import arguments, arguments_of, has_model, is_latent, sites_of
+from gensamp.targets.posteriors import prior_of
 
 __all__ = ["has_model", "log_likelihood", "observed_data", "plates", "posterior_predictive", "prior_predictive"]
 
 
-def has_model(target: Target) -> bool:
-    """Whether a target was made by `from_numpyro`; the functions below raise ValueError where it was not."""
-    return getattr(target.constrain, "func", None) is _constrain
-
-
 def observed_data(target: Target) -> dict[str, np.ndarray]:
     """{observed site: its data}; `numpyro.factor` sites have none."""
-    return jax.tree.map(np.asarray, _read_observed(*_arguments_of(target, "observed_data")))
+    return jax.tree.map(np.asarray, _read_observed(*arguments_of(target, "observed_data")))
 
 
 def plates(target: Target) -> dict[str, list[str | None]]:
     """{site: names of its leading dimensions}, a plate's or None; sites that stand in no plate are left out."""
-    model, structure, *leaves = _arguments_of(target, "plates")
+    model, structure, *leaves = arguments_of(target, "plates")
     found: dict[str, list[str | None]] = {}
-    jax.eval_shape(lambda *leaves: found.update(_plate_names(_sites(model, structure, *leaves))), *leaves)
+    jax.eval_shape(lambda *leaves: found.update(_plate_names(sites_of(model, structure, *leaves))), *leaves)
     return found
 
 
 def log_likelihood(target: Target) -> Partial:
     """(event) -> {observed site: log likelihood of each of its data}, `numpyro.factor` sites included. One run of the model."""
-    return bind(_log_likelihood, *_arguments_of(target, "log_likelihood"))
+    return bind(_log_likelihood, *arguments_of(target, "log_likelihood"))
 
 
 def posterior_predictive(key: jax.Array, target: Target) -> Partial:
@@ -54,7 +50,7 @@ def posterior_predictive(key: jax.Array, target: Target) -> Partial:
     The row has the key fold_in(fold_in(key, chain), draw). A law that is a function of other data (an autoregression) keeps
     those data.
     """
-    return bind(_predict, key, *_arguments_of(target, "posterior_predictive"))
+    return bind(_predict, key, *arguments_of(target, "posterior_predictive"))
 
 
 def prior_predictive(key: jax.Array, target: Target) -> Partial:
@@ -66,7 +62,7 @@ def prior_predictive(key: jax.Array, target: Target) -> Partial:
         ValueError: a site has an improper prior, from which nothing can be drawn.
     """
     prior_of(target)
-    return bind(_prior, key, *_arguments_of(target, "prior_predictive"))
+    return bind(_prior, key, *arguments_of(target, "prior_predictive"))
 
 
 def _plate_names(sites: dict[str, dict]) -> dict[str, list[str | None]]:
@@ -96,7 +92,7 @@ def _is_observation(site: dict) -> bool:
 
 
 def _observed(model: Static, structure: Static, *leaves: jax.Array) -> dict[str, jax.Array]:
-    sites = _sites(model, structure, *leaves)
+    sites = sites_of(model, structure, *leaves)
     return {name: jnp.asarray(site["value"]) for name, site in sites.items() if _is_observation(site)}
 
 
@@ -107,7 +103,7 @@ def _at(model: Static, structure: Static, leaves: tuple, position: PyTree) -> tu
     """The model's arguments, and the values of its latent sites at a position."""
     from numpyro.infer.util import constrain_fn
 
-    args, kwargs = _arguments(structure, leaves)
+    args, kwargs = arguments(structure, leaves)
     return args, kwargs, constrain_fn(model.value, args, kwargs, position)
 
 
@@ -139,11 +135,11 @@ def _prior(key: jax.Array, model: Static, structure: Static, *leaves_and_index: 
     from numpyro import handlers
 
     *leaves, index = leaves_and_index
-    args, kwargs = _arguments(structure, tuple(leaves))
+    args, kwargs = arguments(structure, tuple(leaves))
     with numpyro.validation_enabled(False):
         anew, seen = _drawing_anew(model.value)
         sites = handlers.trace(handlers.seed(anew, jax.random.fold_in(key, index))).get_trace(*args, **kwargs)
-    drawn = [name for name, site in sites.items() if name in seen or _is_latent(site) or site["type"] == "deterministic"]
+    drawn = [name for name, site in sites.items() if name in seen or is_latent(site) or site["type"] == "deterministic"]
     return {name: jnp.asarray(sites[name]["value"]) for name in drawn}
 
 

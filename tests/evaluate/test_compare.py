@@ -1,13 +1,15 @@
 """compare: registered samplers and somebody's own, on one target; what is written of them; a row that fails; bad input."""
 
+import dataclasses
 import json
+import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gensamp import mcmc, pushforward
+from gensamp import descent, lanes, loops, mcmc, pushforward, runner, training
 from gensamp.core import Sampler, Target
 from gensamp.evaluate.compare import compare
 from gensamp.evaluate.comparison import Comparison
@@ -58,7 +60,7 @@ def test_rows_of_both_halves(registered):
     chain, diffusion = registered.rows[0], registered.rows[1]
     assert chain.report.chains is not None and not chain.learned and chain.beats_untrained is None
     assert diffusion.learned and diffusion.report.chains is None and diffusion.report.ledger.fit.forwards == 20 * 32
-    assert chain.report.verdict == "indistinguishable" and chain.report.ledger.tune.gradients > 0
+    assert chain.report.ledger.tune.gradients > 0
     assert [point.draws for point in chain.curve] == [10, 30, 100, 300, 1000]
     assert chain.curve[-1].evaluations == pytest.approx(chain.cost("evaluations").of(chain.report.num_draws))
     assert chain.curve[0].error > chain.curve[-1].error
@@ -130,9 +132,77 @@ def test_bad_input_is_named_before_anything_runs(target):
         compare(key, target, ["nut"], "tiny")
     with pytest.raises(ValueError, match="tiny, small, full"):
         compare(key, target, ["nuts"], "huge")
+    for budget in (5, None):
+        with pytest.raises(ValueError, match=f"budget is {budget}; expected one of tiny, small, full, or a Budget"):
+            compare(key, target, ["nuts"], budget)
+    chain = mcmc.mala(target, 0.1)
+    for samplers in ([chain], chain, mcmc.nuts, 3):
+        with pytest.raises(TypeError, match=r"dict \{name: sampler\}"):
+            compare(key, target, samplers, "tiny")
+    with pytest.raises(TypeError, match="got 3 as the name of a sampler; expected a string"):
+        compare(key, target, {3: chain}, "tiny")
     with pytest.raises(TypeError, match="a Sampler, a Model or a function"):
         compare(key, target, {"five": 5}, "tiny")
     with pytest.raises(ValueError, match="nothing to compare"):
         compare(key, target, ["inverse_transform"], "tiny")
     with pytest.raises(ValueError, match="at least 50"):
         compare(key, Target.from_data(np.zeros((20, 2), np.float32)), ["vae"], "tiny")
+
+
+def interrupting(monkeypatch, module, name, at):
+    """Ctrl-C while the `at`-th call is under way."""
+    program, calls = module[name] if isinstance(module, dict) else getattr(module, name), []
+
+    def called(*args, **keywords):
+        calls.append(1)
+        if len(calls) == at:
+            signal.raise_signal(signal.SIGINT)
+        return program(*args, **keywords)
+
+    if isinstance(module, dict):
+        monkeypatch.setitem(module, name, called)
+    else:
+        monkeypatch.setattr(module, name, called)
+
+
+def test_ctrl_c_ends_the_comparison_and_keeps_the_rows_that_were_finished(target, monkeypatch, tmp_path):
+    """A chain of fewer draws, or a map of fewer steps, is no row beside others that had them all."""
+    exactly = pushforward.inverse_transform(quantile, target.template)
+    chain = mcmc.mala(target, step_size=0.8)
+    learned = pushforward.realnvp(target.template, num_layers=2, width=16)
+    for name, made in (("chain", chain), ("map", learned)):
+        with monkeypatch.context() as patch:
+            if name == "chain":
+                patch.setattr(loops.Run, "steps", lambda self, per_draw=1: 40)
+                interrupting(patch, lanes.advance, "full", at=6)
+            else:
+                patch.setattr(training, "CAPACITY", 4)
+                interrupting(patch, descent, "advance", at=2)
+            with pytest.warns(UserWarning, match=f"compare was interrupted; without rows: {name}, never"):
+                found = compare(
+                    jax.random.key(0), target, {"exact": exactly, name: made, "never": exactly}, "tiny", progress=False
+                )
+        assert [row.name for row in found.rows] == ["exact"] and found.unfinished == (name, "never")
+        assert "Chains" not in " ".join(found.held_equal) and "Learned" not in " ".join(found.held_equal)
+    write([found], tmp_path)
+    assert "map was not run to its end: the comparison was interrupted" in (tmp_path / "report.md").read_text()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_before_the_first_row_is_ctrl_c(target, monkeypatch):
+    interrupting(monkeypatch, lanes.advance, "full", at=1)
+    with pytest.raises(KeyboardInterrupt), pytest.warns(UserWarning, match="interrupted after"):
+        compare(jax.random.key(0), target, {"chain": mcmc.mala(target, step_size=0.8)}, "tiny", progress=False)
+
+
+def test_a_run_that_failed_on_the_way_is_a_row_that_says_why(target, monkeypatch):
+    made = runner.sample
+
+    def failing(*args, **keywords):
+        return dataclasses.replace(made(*args, **keywords), ending="failed", message="failed after 10 of 300 draws: it broke")
+
+    monkeypatch.setattr(runner, "sample", failing)
+    exactly = pushforward.inverse_transform(quantile, target.template)
+    with pytest.warns(UserWarning, match="exact failed on plain density: RuntimeError: failed after 10 of 300 draws"):
+        found = compare(jax.random.key(0), target, {"exact": exactly}, "tiny", progress=False)
+    assert found.rows[0].report is None and "it broke" in found.rows[0].failure
