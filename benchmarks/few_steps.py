@@ -59,9 +59,10 @@ class Study:
     """One target, its teacher, and every model's draws."""
 
     def __init__(self, target, budget: str, num_draws: int, key) -> None:
-        self.target, self.plan, self.batch, self.num_draws, self.key = target, BUDGETS[budget], BATCH[budget], num_draws, key
+        self.target, self.plan, self.batch, self.key = target, BUDGETS[budget], BATCH[budget], key
         self.network, self.process = parts.denoiser(target, budget), noise.cosine()
         self.judge = Judge.of(jax.random.fold_in(key, 1), target, num_draws=num_draws)
+        self.num_draws = min(num_draws, self.judge.num_draws)  # fewer where there are few events to hold out
         self.rows: dict[str, dict] = {}
 
     def fit(self, model, data=None, *, steps: str = "student"):
@@ -175,7 +176,7 @@ def main():
     parser = argparse.ArgumentParser(description="One to eight forwards: a teacher and the models made to need no more.")
     parser.add_argument("--targets", nargs="*", default=["two_moons", "digits"])
     parser.add_argument("--budget", choices=list(BUDGETS), default="small")
-    parser.add_argument("--draws", type=int, default=2_000)
+    parser.add_argument("--draws", type=int, default=2_000, help="at most, to judge; fewer for a small data set")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="folder for few_steps.json and few_steps.png")
     options = parser.parse_args()

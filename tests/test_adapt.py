@@ -181,7 +181,8 @@ def test_a_tuning_that_is_interrupted_is_ctrl_c(monkeypatch):
     made = runner.sample
 
     def interrupted(*args, **keywords):
-        return dataclasses.replace(made(*args, **keywords), ending="interrupted", message="interrupted after 3 of 20 draws")
+        ended = {"ending": "interrupted", "interrupted": True, "message": "interrupted after 3 of 20 draws"}
+        return dataclasses.replace(made(*args, **keywords), **ended)
 
     monkeypatch.setattr(runner, "sample", interrupted)
     with pytest.raises(KeyboardInterrupt, match="tune was interrupted after 3"):

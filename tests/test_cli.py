@@ -47,7 +47,7 @@ def test_ctrl_c_ends_with_status_130_and_the_report_of_what_was_finished(tmp_pat
         return made(key, sampler, *args, **keywords)
 
     def interrupted(key, sampler, *args, **keywords):
-        return dataclasses.replace(made(key, sampler, *args, **keywords), ending="interrupted")
+        return dataclasses.replace(made(key, sampler, *args, **keywords), ending="interrupted", interrupted=True)
 
     monkeypatch.setattr(runner, "sample", interrupted_after_one)
     monkeypatch.setattr("gensamp.plot.save_comparison", lambda *args: {})
