@@ -14,7 +14,7 @@ from gensamp import descent
 from gensamp.core import Model, PyTree, Target, check_key
 from gensamp.descent import Setting
 from gensamp.parallel import AXIS
-from gensamp.store import fingerprint
+from gensamp.store import check_writable, fingerprint, need_packages
 
 __all__ = ["check_arguments", "check_augment", "check_empty", "check_model", "check_store", "identity"]
 
@@ -111,21 +111,13 @@ def check_store(store: Any) -> Path:
     """The folder of checkpoints, made if it is not there; an ImportError, ValueError or TypeError of one sentence."""
     if not isinstance(store, str | os.PathLike) or not os.fspath(store):
         raise TypeError(f"store is {store!r}; expected the path of a folder, such as 'fit'")
-    try:
-        import orbax.checkpoint  # noqa: F401
-    except ImportError as error:
-        raise ImportError("fit(store=) needs orbax, which is not installed; pip install 'gensamp[store]'") from error
+    need_packages("fit(store=)", "orbax.checkpoint")
     folder = Path(os.fsdecode(store))
     if folder.is_file():
         raise ValueError(f"store {folder} is a file; expected the path of a folder to make or to go on with")
-    # Made now: a folder that cannot be is better known before the training than after it.
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK)
-    except (OSError, ValueError):
-        writable = False
-    if not writable:
-        raise ValueError(f"store {str(folder)!r} cannot be written; choose another folder")
+    # A folder that cannot be made is better known before the training than after it.
+    check_writable(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 

@@ -155,8 +155,8 @@ def test_a_checkpoint_that_cannot_be_written_does_not_cost_the_training(tmp_path
     ("store", "message"),
     [
         ("", "store is ''; expected the path of a folder"), (3, "store is 3; expected the path"), (True, "store is True"),
-        ("a\0b", "cannot be written; choose another"),
-        ("file", "is a file; expected the path of a folder"), ("file/fit", "cannot be written; choose another"),
+        ("a\0b", "where nothing can be written"),
+        ("file", "is a file; expected the path of a folder"), ("file/fit", "where nothing can be written"),
         ("run.zarr", "run.zarr holds zarr.json and no fit"), ("others", "others holds letter.txt and no fit"),
     ],
 )  # fmt: skip
@@ -174,5 +174,5 @@ def test_a_store_that_cannot_be_one_is_refused_before_the_training(store, messag
 def test_orbax_that_is_missing_is_said_before_the_training(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
     monkeypatch.setattr(descent, "begin", None)
-    with pytest.raises(ImportError, match=r"needs orbax, which is not installed; pip install 'gensamp\[store\]'"):
+    with pytest.raises(ImportError, match=r"needs orbax-checkpoint, which is not installed; pip install 'gensamp\[store\]'"):
         fit(KEY, gaussian(), DATA, store=tmp_path / "fit")

@@ -17,7 +17,8 @@ import numpy as np
 from gensamp.core import Info, Sampler, Static, bind, scalar
 from gensamp.noise import Noise
 from gensamp.predictions import Prediction
-from gensamp.pushforward.diffusion.solver import field, first_order, guess, known, level, pose, reverse
+from gensamp.pushforward.diffusion.solver import field, first_order, guess, level, reverse
+from gensamp.pushforward.diffusion.tolerance import check_tolerances, need_diffrax, pose_ends
 
 __all__ = ["adaptive"]
 
@@ -51,22 +52,16 @@ def adaptive(
         ImportError: diffrax is not installed.
         ValueError: a tolerance or max_steps is not positive, the grid has no length, or as for `ancestral`.
     """
-    _diffrax()
-    for label, value in (("rtol", rtol), ("atol", atol), ("max_steps", max_steps)):
-        if not isinstance(value, jax.core.Tracer) and not float(value) > 0:
-            raise ValueError(f"adaptive got {label}={value}; expected a positive number")
-    times = known(grid)
-    if times is not None and times.ndim == 1 and times.size > 1 and not times[0] > times[-1]:
-        raise ValueError(f"adaptive got the grid {times}; expected times that fall from the first to the last")
-    ends = jnp.asarray(grid)[jnp.asarray([0, -1])] if jnp.ndim(grid) == 1 and jnp.size(grid) > 1 else grid
-    problem = pose("adaptive", denoise, noise, ends, template, prediction, clip, data_variance, frame)
+    need_diffrax("adaptive")
+    check_tolerances("adaptive", rtol, atol, max_steps)
+    problem = pose_ends("adaptive", denoise, noise, grid, template, prediction, clip, data_variance, frame)
     tolerances = [scalar(value, problem.event.template) for value in (rtol, atol)]
     return reverse(problem, _step, *tolerances, Static(max_steps))
 
 
 def _step(problem, rtol, atol, max_steps, key, x, index):
     del key, index
-    diffrax = _diffrax()
+    diffrax = need_diffrax("adaptive")
     event = problem.event
     start, last = level(problem, 0), level(problem, 1)
     end = jnp.where(last.clean, jnp.asarray(problem.noise.t_min, last.t.dtype), last.t)
@@ -96,14 +91,6 @@ def _velocity(problem, start, length, share, vector, _):
     return length * problem.event.flatten(field(problem, t, *guess(problem, t, x)))
 
 
-def _diffrax() -> Any:
-    try:
-        import diffrax
-    except ImportError as error:
-        raise ImportError("adaptive needs diffrax, which is not installed; pip install 'gensamp[ode]'") from error
-    return diffrax
-
-
 # The same classes for all calls: others would be another program.
 @functools.cache
 def _fehlberg() -> Any:
@@ -111,7 +98,7 @@ def _fehlberg() -> Any:
 
     Source: Hairer, Norsett and Wanner, "Solving Ordinary Differential Equations I", table II.5.1.
     """
-    diffrax = _diffrax()
+    diffrax = need_diffrax("adaptive")
     fifth = np.array([16 / 135, 0, 6656 / 12825, 28561 / 56430, -9 / 50, 2 / 55])
     fourth = np.array([25 / 216, 0, 1408 / 2565, 2197 / 4104, -1 / 5, 0])
     rows = (

@@ -23,7 +23,8 @@ import numpy as np
 from gensamp.core import Info, Sampler, Static, bind, scalar
 from gensamp.noise import FLOOR, Noise, root
 from gensamp.predictions import Prediction, rates
-from gensamp.pushforward.diffusion.solver import field, first_order, guess, known, level, pose, reverse
+from gensamp.pushforward.diffusion.solver import field, first_order, guess, level, reverse
+from gensamp.pushforward.diffusion.tolerance import check_tolerances, need_diffrax, pose_ends
 
 __all__ = ["adaptive_sde"]
 
@@ -64,23 +65,19 @@ def adaptive_sde(
         ValueError: eta is negative, a tolerance or max_steps is not positive, the grid has no length or starts where no signal
             is left, or as for `ancestral`.
     """
-    _diffrax()
-    for label, value in (("rtol", rtol), ("atol", atol), ("max_steps", max_steps)):
-        if not isinstance(value, jax.core.Tracer) and not float(value) > 0:
-            raise ValueError(f"adaptive_sde got {label}={value}; expected a positive number")
+    need_diffrax("adaptive_sde")
+    check_tolerances("adaptive_sde", rtol, atol, max_steps)
     if not isinstance(eta, jax.core.Tracer) and not float(eta) >= 0:
         raise ValueError(f"adaptive_sde got eta={eta}; expected 1 (the SDE), 0 (the ODE) or another positive number")
-    times = known(grid)
-    if times is not None and times.ndim == 1 and times.size > 1 and not times[0] > times[-1]:
-        raise ValueError(f"adaptive_sde got the grid {times}; expected times that fall from the first to the last")
-    ends = jnp.asarray(grid)[jnp.asarray([0, -1])] if jnp.ndim(grid) == 1 and jnp.size(grid) > 1 else grid
-    problem = pose("adaptive_sde", denoise, noise, ends, template, prediction, clip, data_variance, frame, needs_signal=True)
+    problem = pose_ends(
+        "adaptive_sde", denoise, noise, grid, template, prediction, clip, data_variance, frame, needs_signal=True
+    )
     return reverse(problem, _step, *(scalar(value, problem.event.template) for value in (eta, rtol, atol)), Static(max_steps))
 
 
 def _step(problem, eta, rtol, atol, max_steps, key, x, index):
     del index
-    diffrax, (tree, control) = _diffrax(), _parts()
+    diffrax, (tree, control) = need_diffrax("adaptive_sde"), _parts()
     event = problem.event
     start, last = level(problem, 0), level(problem, 1)
     end = jnp.where(last.clean, jnp.asarray(problem.noise.t_min, last.t.dtype), last.t)
@@ -130,19 +127,11 @@ def _diffusion(problem, eta, start, length, share, vector, _):
     return lineax.DiagonalLinearOperator(jnp.full(vector.shape, size, vector.dtype))
 
 
-def _diffrax() -> Any:
-    try:
-        import diffrax
-    except ImportError as error:
-        raise ImportError("adaptive_sde needs diffrax, which is not installed; pip install 'gensamp[ode]'") from error
-    return diffrax
-
-
 # The same classes for all calls: others would be another program.
 @functools.cache
 def _parts() -> Any:
     """diffrax's Brownian tree without its check of each time by a call to the host; its control, with steps that are exact."""
-    diffrax = _diffrax()
+    diffrax = need_diffrax("adaptive_sde")
 
     class Tree(diffrax.VirtualBrownianTree):
         def _evaluate(self, r):

@@ -30,6 +30,7 @@ from gensamp.core import Static, bind, check_key, scalar
 from gensamp.noise import Noise, root
 from gensamp.predictions import Prediction
 from gensamp.pushforward.diffusion.solver import Problem, field, guess, known, level_at, pose
+from gensamp.pushforward.diffusion.tolerance import check_tolerances, need_diffrax
 from gensamp.pushforward.frame import enter, log_volume
 
 __all__ = ["ode_likelihood", "ode_log_density", "ode_log_density_estimate"]
@@ -129,10 +130,8 @@ def _way(name, template, rtol, atol, max_steps):
     """(tolerances, Static(max_steps)), checked; the tolerances None for a grid."""
     if rtol is None:
         return None, Static(None)
-    _diffrax()
-    for label, value in (("rtol", rtol), ("atol", atol), ("max_steps", max_steps)):
-        if not isinstance(value, jax.core.Tracer) and not float(value) > 0:
-            raise ValueError(f"{name} got {label}={value}; expected a positive number")
+    need_diffrax("a likelihood to a tolerance", ", or leave out rtol")
+    check_tolerances(name, rtol, atol, max_steps)
     return tuple(scalar(value, template) for value in (rtol, atol)), Static(max_steps)
 
 
@@ -222,7 +221,7 @@ def _moved(y, length, rate):
 
 
 def _to_tolerance(problem, probes, times, y, tolerances, max_steps):
-    diffrax = _diffrax()
+    diffrax = need_diffrax("a likelihood to a tolerance", ", or leave out rtol")
     length = times[-1] - times[0]
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(bind(_along, problem, probes, times[0], length)),
@@ -244,13 +243,3 @@ def _to_tolerance(problem, probes, times, y, tolerances, max_steps):
 def _along(problem, probes, start, length, share, y, _):
     """The rates along a share of the way, from 0 to 1."""
     return _moved(jax.tree.map(jnp.zeros_like, y), length, _rate(problem, probes, start + share * length, y))
-
-
-def _diffrax() -> Any:
-    try:
-        import diffrax
-    except ImportError as error:
-        raise ImportError(
-            "a likelihood to a tolerance needs diffrax, which is not installed; pip install 'gensamp[ode]', or leave out rtol"
-        ) from error
-    return diffrax
