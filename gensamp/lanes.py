@@ -6,13 +6,13 @@ any chunk length, a longer run and a resumed one are the same program, and give 
 lanes and stays outside `vmap`: batched, it would turn every branch on it into a select.
 
 Three things keep a cheap kernel as fast as a bare scan: step keys are hashed for KEY_BLOCK steps at a time, counts that do
-not depend on the state (one gradient a step, say) are multiplied on the host, not summed on the device, and the divergence of
-a step is written as the sign of its acceptance: each array written is a kernel call.
+not depend on the state (one gradient a step, say) are multiplied on the host, not summed on the device, and what is kept of a
+draw is written as one array of each dtype, the divergence as the sign of the acceptance: each array written is a kernel call.
 
 Effort: "full" is XLA's default; "quick" asks its code generator for less, which on a CPU takes a third off the compilation and
 slows few programs, so it is for runs that are mostly compilation. Draws may differ in the last bits.
 
-Shapes: ids [lanes], each and states [lanes, ...], buffer [capacity, lanes, ...].
+Shapes: ids [lanes], each and states [lanes, ...], buffer [capacity, lanes, numbers] for each dtype.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,8 @@ from gensamp.core import Info, PyTree, Sampler
 from gensamp.parallel import AXIS, per_device
 
 __all__ = [
-    "COUNTS", "EFFORTS", "advance", "advance_finite", "begin", "finish", "lane_shapes", "packed", "resolve", "unpacked",
+    "COUNTS", "EFFORTS", "advance", "advance_finite", "begin", "finish", "lane_shapes", "packed", "recorded", "resolve",
+    "unpacked",
 ]  # fmt: skip
 
 ROWS = P(None, AXIS)
@@ -87,7 +88,7 @@ def advance(maker, each, key, ids, states, buffer, start, stop, first, thin, *, 
                 slot, part = slot // thin, slot % thin
                 diverged = info.diverged | (diverged & (part != 0))
                 info = replace(info, diverged=diverged)
-            row = packed(info, positions)
+            row = jax.vmap(packed)(info, positions)
             buffer = jax.tree.map(lambda b, x: jax.lax.dynamic_update_index_in_dim(b, x, slot, 0), buffer, row)
             return states, {name: counts[name] + getattr(info, name) for name in counted}, diverged, buffer
 
@@ -151,16 +152,35 @@ def lane_shapes(maker, each, states) -> tuple[Info, PyTree, dict[str, int]]:
     return *jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), traced.out_info), fixed
 
 
-def packed(info: Info, position: PyTree) -> PyTree:
-    """What a buffer keeps of one draw of a chain without end, in as few arrays as can be."""
+def recorded(info: Info, position: PyTree) -> dict[str, Any]:
+    """What is recorded of one draw of a chain without end."""
+    return {"position": position, "acceptance": info.acceptance, "diverged": info.diverged, "extra": info.extra}
+
+
+def packed(info: Info, position: PyTree) -> dict[str, Any]:
+    """The numbers of one draw as a buffer keeps them: side by side in one array [numbers] for each dtype."""
+    row = recorded(info, position)
     acceptance = jnp.abs(info.acceptance)  # a NaN may come with either sign
-    return {"position": position, "acceptance": jnp.where(info.diverged, -acceptance, acceptance), "extra": info.extra}
+    row["acceptance"] = jnp.where(row.pop("diverged"), -acceptance, acceptance)
+    kinds: dict[str, list] = {}
+    for leaf in jax.tree.leaves(row):
+        kinds.setdefault(str(leaf.dtype), []).append(jnp.ravel(leaf))
+    return {dtype: jnp.concatenate(parts) for dtype, parts in kinds.items()}
 
 
-def unpacked(rows: PyTree) -> PyTree:
-    """Rows of a buffer, on the host, as they are recorded: the sign of the acceptance as a column of its own."""
-    acceptance = rows["acceptance"]
-    return rows | {"acceptance": np.abs(acceptance), "diverged": np.signbit(acceptance)}
+def unpacked(rows: dict[str, np.ndarray], like: dict[str, Any]) -> dict[str, Any]:
+    """Rows of a buffer, on the host, [..., numbers] of each dtype, as they are recorded: trees like `like`, as views."""
+    used = dict.fromkeys(rows, 0)
+
+    def cut(leaf):
+        dtype, size = str(leaf.dtype), int(np.prod(leaf.shape))
+        start, used[dtype] = used[dtype], used[dtype] + size
+        part = rows[dtype][..., start : start + size]
+        return part.reshape(*part.shape[:-1], *leaf.shape)
+
+    whole = jax.tree.map(cut, {name: part for name, part in like.items() if name != "diverged"})
+    acceptance = whole["acceptance"]
+    return whole | {"acceptance": np.abs(acceptance), "diverged": np.signbit(acceptance)}
 
 
 @jax.jit

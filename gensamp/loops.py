@@ -146,7 +146,7 @@ class Run:
 class Chains:
     """Chains stood at their starts, and the buffers that their draws go to, one of each per lane block.
 
-    row: what a buffer keeps of one draw, as shapes. fixed: counts that are the same number at every step; counted: the others.
+    row: what is recorded of one draw, as shapes. fixed: counts that are the same number at every step; counted: the others.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -159,10 +159,11 @@ class Chains:
         ]
         info, position, self.fixed = lanes.lane_shapes(plan.maker, self.blocks[0][0], self.states[0])
         self.counted = tuple(name for name in lanes.COUNTS if name not in self.fixed)
-        self.row = jax.eval_shape(lanes.packed, info, position)
-        row_bytes = plan.width * sum(a.dtype.itemsize * int(np.prod(a.shape)) for a in jax.tree.leaves(self.row))
+        self.row = lanes.recorded(info, position)
+        kept = jax.eval_shape(lanes.packed, info, position)
+        row_bytes = plan.width * sum(a.dtype.itemsize * a.size for a in kept.values())
         self.capacity = int(np.clip(BUFFER_BYTES // max(row_bytes, 1), 1, BUFFER_ROWS))
-        shapes = _with_axes(self.row, self.capacity, plan.lanes)
+        shapes = _with_axes(kept, self.capacity, plan.lanes)
         self.buffers = [_zeros(shapes, plan.mesh, lanes.ROWS) for _ in self.blocks]
 
     def advance(self, b: int, start: int, stop: int, first: int, *, lower: bool = False) -> Any:
@@ -191,8 +192,7 @@ def run_chains(plan: Plan, run: Run, until: Any) -> bool:
         states[:] = [run.restored(state, row) for state, row in zip(states, rows, strict=True)]
     else:
         _check_start(_joined(states, plan.width))
-    recorded = chains.row | {"diverged": jax.ShapeDtypeStruct((), bool)}
-    run.shelf.open(_walkers_first(_with_axes(recorded, plan.width), 1, plan.population), plan.num_draws)
+    run.shelf.open(_walkers_first(_with_axes(chains.row, plan.width), 1, plan.population), plan.num_draws)
 
     def advance(stop: int, first: int) -> None:
         began, compiled = time.perf_counter(), run.clock.seconds
@@ -207,8 +207,9 @@ def run_chains(plan: Plan, run: Run, until: Any) -> bool:
         for b, first in enumerate(firsts):
             rows = slice(first, min(first + plan.lanes, plan.width))
             valid = (slice(reached - base), slice(rows.stop - first))
-            values = jax.tree.map(lambda a: np.moveaxis(np.asarray(a)[valid], 0, 1), buffers[b])  # noqa: B023
-            run.record(rows, slice(base, reached), _walkers_first(lanes.unpacked(values), 2, plan.population))
+            values = {dtype: np.moveaxis(np.asarray(a)[valid], 0, 1) for dtype, a in buffers[b].items()}
+            values = lanes.unpacked(values, chains.row)
+            run.record(rows, slice(base, reached), _walkers_first(values, 2, plan.population))
         run.done = reached
 
     run.bar.update(run.index)
