@@ -2,8 +2,9 @@
 
 Every chain is let down from a scattered start of its own (`starts.py`). Around where that leads stands a normal law N(m, C):
 
-    laplace     m the end, C the inverse curvature of the log density at the best end
-    pathfinder  the end is often not where the mass is. So the descent's points are tried as well: x_l, with the inverse Hessian
+    laplace     m the end, or the point of the descent where its ELBO is greatest (`starts.py`), C the inverse curvature of the
+                log density there
+    pathfinder  the descent's points are all tried: x_l, with the inverse Hessian
                 H_l that L-BFGS has there, gives N(x_l + H_l grad log p(x_l), H_l), and each chain takes the law of its own path
                 whose ELBO is greatest, by a few draws
 
@@ -31,11 +32,10 @@ from gensamp.clock import compile_clock
 from gensamp.core import Bill, PyTree, Target, require
 from gensamp.flat import flat_target, flatten, unflatten
 from gensamp.mcmc.arguments import read_log_density
-from gensamp.starts import curvature, diagonal_curvature, let_down, overdispersed, scattered
+from gensamp.starts import HOPELESS, curvature, diagonal_curvature, let_down, others, overdispersed, resting_places, scattered
 
 __all__ = ["start_chains"]
 
-HOPELESS = 20.0
 # Above this many coordinates the curvature is taken by its diagonal.
 MOST_DENSE = 256
 # Points of a path that are tried, draws for the ELBO of each, pairs that an inverse Hessian is made of.
@@ -85,19 +85,21 @@ def start_chains(
             evaluate, rng, num_chains, size, initial=None if initial is None else flatten(target.template, initial)
         )
         evaluate.trace = []
-        ends, heights = let_down(evaluate, begun)
+        trails = let_down(evaluate, begun)
         trace, evaluate.trace = evaluate.trace, None
         if how == "pathfinder":
+            ends = np.stack([trail.positions[-1] for trail in trails])
             centres, away, covariance = _pathfinder(key, evaluate, trace, ends)
         else:
-            near = heights >= heights.max() - HOPELESS
-            centres = ends[_others(near)]
-            best = ends[heights.argmax()]
-            if size <= MOST_DENSE:
-                covariance = curvature(evaluate, best, num_chains)
-            else:
-                covariance = diagonal_curvature(evaluate, best, rng.choice([-1.0, 1.0], ends.shape))
-            noise = rng.standard_normal(ends.shape)
+            noise, signs = rng.standard_normal(begun.shape), rng.choice([-1.0, 1.0], begun.shape)
+
+            def covariance_at(position):
+                if size <= MOST_DENSE:
+                    return curvature(evaluate, position, num_chains)
+                return diagonal_curvature(evaluate, position, signs)
+
+            centres, _, covariance = resting_places(evaluate, trails, covariance_at, noise)
+            noise = rng.standard_normal(begun.shape)
             away = noise @ np.linalg.cholesky(covariance).T if covariance.ndim == 2 else noise * np.sqrt(covariance)
         positions = overdispersed(evaluate, centres, np.ones(size), away).astype(evaluate.dtype)
     bill = Bill(evaluate.count, wall_seconds=time.perf_counter() - began, compile_seconds=clock.seconds)
@@ -142,7 +144,7 @@ def _pathfinder(key, evaluate, trace, ends) -> tuple[np.ndarray, np.ndarray, np.
         raise ValueError(
             "starts='pathfinder' found no normal approximation with a finite ELBO on any path; use starts='laplace', or none"
         )
-    rows = _others(highest >= highest.max() - HOPELESS)
+    rows = others(highest >= highest.max() - HOPELESS)
     # The same program with other keys: chains that share a path must not share their noise.
     again = _laws(keys[1], positions[rows], gradients[rows])
     each, point = np.arange(number), point[rows]
@@ -210,10 +212,3 @@ def _law(key, positions, gradients):
 def _within(positions):
     """Without infinities, of which some densities make errors and not small numbers."""
     return np.nan_to_num(positions, nan=0.0, posinf=1e15, neginf=-1e15)
-
-
-def _others(near: np.ndarray) -> np.ndarray:
-    """[chain]: itself, or one that is near the best in place of one that is not."""
-    kept = np.flatnonzero(near)
-    rows = np.arange(len(near))
-    return np.where(near, rows, kept[rows % len(kept)])

@@ -33,12 +33,11 @@ from gensamp.flat import flat_target, flatten, unflatten
 from gensamp.parallel import AXIS, mesh, put
 from gensamp.quantities import lower_constrain, named
 from gensamp.runner import Draws, Until, lowered_step, sample
-from gensamp.starts import curvature, diagonal_curvature, let_down, overdispersed, scattered
+from gensamp.starts import HOPELESS, curvature, diagonal_curvature, let_down, overdispersed, resting_places, scattered
 
 __all__ = ["auto"]
 
 NUM_CHAINS = 16
-HOPELESS = 20.0
 MOST_LEAPFROGS = 256
 MOST_DENSE = 256
 DIVERGED = 0.01
@@ -94,14 +93,14 @@ def auto(
             # XLA compiles without Python's lock, so the chains are let down meanwhile.
             step, stood = lowered_step(key_starts, kernel, initial=begun.astype(flat.template.dtype), effort="quick")
             compiled = aside.submit(step.compile)
-            ends, heights = let_down(gradient, begun)
-            near = heights >= heights.max() - HOPELESS
-            ends = ends[np.flatnonzero(near)[np.arange(num_chains) % near.sum()]]
-            best = ends[heights[near].argmax()]
-            if dense:
-                metric = curvature(gradient, best, num_chains)
-            else:
-                metric = diagonal_curvature(gradient, best, rng.choice([-1.0, 1.0], ends.shape))
+            noise, signs = rng.standard_normal(begun.shape), rng.choice([-1.0, 1.0], begun.shape)
+
+            def covariance_at(position):
+                if dense:
+                    return curvature(gradient, position, num_chains)
+                return diagonal_curvature(gradient, position, signs)
+
+            ends, near, metric = resting_places(gradient, let_down(gradient, begun), covariance_at, noise)
             start = overdispersed(gradient, ends, metric, rng.standard_normal(ends.shape)).astype(flat.template.dtype)
             program = aside.submit(_prepare, None if target.constrain is None else lower_constrain(target))
             compiled.result()
@@ -227,8 +226,8 @@ def _notes(draws: Draws, together, num_chains: int, hopeless: int, fell: int, en
     ]
     if hopeless:
         notes.append(
-            f"{hopeless} of {num_chains} starts ended over {HOPELESS:.0f} nats below the best and were moved there: if "
-            "those are modes, they have no weight unless they are very wide"
+            f"{hopeless} of {num_chains} starts ended over {HOPELESS:.0f} nats below the best, in height and in what a normal "
+            "law holds there, and were moved to others: if those are modes, they have next to no weight"
         )
     if together.moved:
         notes.append(

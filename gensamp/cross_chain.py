@@ -5,7 +5,8 @@ one chain learns in hundreds. So warm-up is a row of short rounds. A round runs 
 so that all rounds, and the draws that follow, are one program), and after it, on the host:
 
     step size   the acceptance a of HMC falls with its step as a = 2 Phi(-s), s proportional to eps^2 (Neal 2011, section
-                5.4.4; Beskos et al. 2013), which is solved for the eps of the acceptance that is wanted;
+                5.4.4; Beskos et al. 2013), which is solved for the eps of the acceptance that is wanted; where steps diverge
+                all the same, the target has regions much narrower than the rest, and more is wanted;
     metric      becomes w C + (1 - w) metric, C the pooled covariance (or variances) of the round's N draws and
                 w = N / (N + 10 d) (10 for variances): a few draws refine what is known and do not replace it;
     stragglers  a chain that accepts next to nothing while the others move starts again from one of them.
@@ -34,6 +35,7 @@ __all__ = ["Together", "adapt_together"]
 FIRST_ROUND, GROWTH = 4, 1.4
 AGREEMENT = 1.2
 STUCK = 0.05
+DIVERGED, CAREFUL = 0.001, 0.95
 WELL_SEEN = 10
 
 
@@ -79,7 +81,8 @@ def adapt_together(
         initial: [chain, d], spread wider than the target.
         metric: the covariance [d, d], or variances [d], to begin with.
         step_size: where the search starts.
-        target_acceptance: mean acceptance to meet.
+        target_acceptance: mean acceptance to meet; CAREFUL at least where chains that agree have more than a share of DIVERGED
+            steps that diverge.
         most_steps: steps of warm-up per chain, at most.
         progress: show a bar; by default only in a terminal or a notebook.
         run: further arguments of `sample`, such as mesh and effort.
@@ -93,7 +96,7 @@ def adapt_together(
     from gensamp.runner import sample, shown
 
     eps, bill, spent, seen, moved = float(step_size), Bill(), 0, 0, 0
-    position, settled, length = initial, False, float(FIRST_ROUND)
+    position, settled, length, wanted = initial, False, float(FIRST_ROUND), target_acceptance
     bar = tqdm(total=most_steps, disable=not shown(progress), unit="step", desc="warm-up")
     while True:
         steps = int(min(length, most_steps - spent))
@@ -109,8 +112,14 @@ def adapt_together(
         mean = float(accepted.mean())
         bar.update(steps)
         agree = _agree(history)
-        settled = agree and abs(mean - target_acceptance) < 0.1 and seen >= WELL_SEEN * _unknowns(metric)
-        if settled or spent >= most_steps:
+        if agree and np.mean(draws.info.diverged) > DIVERGED:
+            wanted = max(wanted, CAREFUL)
+        settled = agree and abs(mean - wanted) < 0.1 and seen >= WELL_SEEN * _unknowns(metric)
+        if settled:
+            break
+        if spent >= most_steps:
+            eps *= _correction(mean, wanted)
+            sampler = make(target, scalar(eps, target.template), inverse_mass_matrix=jnp.asarray(metric, initial.dtype))
             break
         stuck = (accepted < STUCK) & (np.median(accepted) > 0.5)
         if stuck.any():
@@ -119,7 +128,7 @@ def adapt_together(
             position[stuck] = position[others[np.arange(stuck.sum()) % len(others)]]
             moved += int(stuck.sum())
             mean, history = float(accepted[~stuck].mean()), history[~stuck]
-        eps *= _correction(mean, target_acceptance)
+        eps *= _correction(mean, wanted)
         # While the step size is still sought, long rounds would only repeat what short ones say.
         length *= GROWTH if 0.4 < mean < 0.97 else 1.0
         # Draws of chains that still fall, or that hardly move, would teach their distance and not the target's shape.

@@ -1,25 +1,37 @@
 """Where chains start: scattered, then let down to where the mass is, then pushed apart again.
 
 Scattered starts are often so far out that a chain spends its warm-up falling. Each chain is therefore let down from its own
-scattered start (L-BFGS; modes that the starts tell apart stay apart), the curvature at the best end gives a first covariance,
-and every chain is thrown off its end by twice that covariance's standard deviation: starts are overdispersed, and R-hat means
-something.
+scattered start (L-BFGS; modes that the starts tell apart stay apart), the curvature where the best one comes to rest gives a
+first covariance, and every chain is thrown off its end by twice that covariance's standard deviation: starts are overdispersed,
+and R-hat means something.
+
+The end of a descent need not be where the mass is: where the scale of a hierarchical model goes to zero the density has no
+bound, and next to no mass. So the best descent is walked back to the point x whose normal law N(x, C), C the inverse curvature
+there, has the greatest evidence lower bound
+
+    E log p(x + C^1/2 z) + 1/2 log det C,    z ~ N(0, I),
+
+and no descent goes on above the height of that point.
 
 The optimiser is SciPy's, one run per chain, all of them meeting at each evaluation, so that one call of a batched gradient
 serves them all. The curvature is the central difference of gradients, 2 d evaluations in batches. `evaluate` maps positions
 [chain, d] to (log density [chain], gradient [chain, d]) and is the start program of the sampler itself: nothing more compiles.
 
-Sources: Liu and Nocedal 1989 (L-BFGS); Zhang, Carpenter, Gelman and Vehtari 2022 (its path as a start for chains); Gelman and
-Rubin 1992 (overdispersed starts).
+Sources: Liu and Nocedal 1989 (L-BFGS); Zhang, Carpenter, Gelman and Vehtari 2022 (its path as a start for chains, and the bound
+that chooses on it); Gelman and Rubin 1992 (overdispersed starts).
 """
 
 import threading
+from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-__all__ = ["curvature", "diagonal_curvature", "let_down", "overdispersed", "scattered"]
+__all__ = [
+    "HOPELESS", "Trail", "curvature", "diagonal_curvature", "let_down", "others", "overdispersed", "resting_places",
+    "scattered", "walked_back",
+]  # fmt: skip
 
 
 @runtime_checkable
@@ -33,6 +45,8 @@ class Evaluate(Protocol):
 
 WALL = 1e30
 TRIES = 100
+HOPELESS = 20.0
+BACK = 0.7
 
 
 def scattered(
@@ -65,7 +79,19 @@ def scattered(
     )
 
 
-def let_down(evaluate: Evaluate, positions: np.ndarray, *, most: int = 200) -> tuple[np.ndarray, np.ndarray]:
+class Trail(NamedTuple):
+    """Where one descent came by, each point higher than all before: positions [point, d], log densities [point]."""
+
+    positions: np.ndarray
+    heights: np.ndarray
+
+    def up_to(self, height: float) -> "Trail":
+        """As far as the first point that reaches a height, or the whole of it."""
+        count = int(np.searchsorted(self.heights, height)) + 1
+        return Trail(self.positions[:count], self.heights[:count])
+
+
+def let_down(evaluate: Evaluate, positions: np.ndarray, *, most: int = 200) -> list[Trail]:
     """Each chain let down towards a mode of its own.
 
     Args:
@@ -74,27 +100,35 @@ def let_down(evaluate: Evaluate, positions: np.ndarray, *, most: int = 200) -> t
         most: evaluations per chain, at most.
 
     Returns:
-        Positions [chain, d] and log densities [chain] at the ends.
+        The trail of each chain; its last point is where the descent ended.
     """
     from scipy.optimize import minimize
 
     requests: SimpleQueue = SimpleQueue()
     answers = [SimpleQueue() for _ in positions]
-    ends = np.array(positions, np.float64)
-    values = np.full(len(positions), -np.inf)
+    trails: list[tuple[list, list]] = [([], []) for _ in positions]
 
     def descend(chain: int) -> None:
+        points, heights = trails[chain]
+
         def objective(x):
             requests.put((chain, x))
             value, gradient = answers[chain].get()
             if not (np.isfinite(value) and np.isfinite(gradient).all()):
                 return WALL, np.zeros_like(x)
-            if value > values[chain]:
-                ends[chain], values[chain] = x, value
+            if not heights or value > heights[-1]:
+                points.append(x.copy())
+                heights.append(value)
             return -value, -gradient
 
         try:
-            minimize(objective, ends[chain].copy(), jac=True, method="L-BFGS-B", options={"maxfun": most, "ftol": 1e-6})
+            minimize(
+                objective,
+                np.array(positions[chain], np.float64),
+                jac=True,
+                method="L-BFGS-B",
+                options={"maxfun": most, "ftol": 1e-6},
+            )
         finally:
             requests.put((chain, None))
 
@@ -116,7 +150,93 @@ def let_down(evaluate: Evaluate, positions: np.ndarray, *, most: int = 200) -> t
             value, gradient = evaluate(asked)
             for chain in waiting:
                 answers[chain].put((float(value[chain]), np.asarray(gradient[chain], np.float64)))
-    return ends, values
+    return [Trail(np.stack(points), np.array(heights)) for points, heights in trails]
+
+
+def resting_places(
+    evaluate: Evaluate, trails: list[Trail], covariance_at: Callable[[np.ndarray], np.ndarray], noise: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where descents should have ended: the highest one walked back, the others no higher.
+
+    A chain that comes within HOPELESS nats of the best one's height is where the mass is. One that does not may be in a mode
+    that is lower and wider, and is judged by its own bound.
+
+    Args: as for `walked_back`.
+
+    Returns:
+        Positions [chain, d]; which chains [chain] are within HOPELESS nats of the best in height or bound, in place of the
+        others stands one of them; the covariance at the best one.
+    """
+    highest = int(np.argmax([trail.heights[-1] for trail in trails]))
+    best, covariance, bound = walked_back(evaluate, trails[highest], covariance_at, noise)
+    level = best.heights[-1]
+    cut = [best if chain == highest else trail.up_to(level) for chain, trail in enumerate(trails)]
+    bounds = np.full(len(cut), bound)
+    for chain, trail in enumerate(cut):
+        if trail.heights[-1] < level - HOPELESS:
+            own = covariance_at(trail.positions[-1])
+            bounds[chain] = _lower_bound(evaluate, trail.positions[-1], own, noise)
+            if bounds[chain] > bound:
+                bound, covariance = bounds[chain], own
+    near = bounds >= bound - HOPELESS if np.isfinite(bound) else np.ones(len(cut), bool)
+    return np.stack([trail.positions[-1] for trail in cut])[others(near)], near, covariance
+
+
+def others(near: np.ndarray) -> np.ndarray:
+    """[chain]: itself, or one that is near in place of one that is not."""
+    kept = np.flatnonzero(near)
+    rows = np.arange(len(near))
+    return np.where(near, rows, kept[rows % len(kept)])
+
+
+def walked_back(
+    evaluate: Evaluate, trail: Trail, covariance_at: Callable[[np.ndarray], np.ndarray], noise: np.ndarray
+) -> tuple[Trail, np.ndarray, float]:
+    """A trail as far as the point around which a normal law holds most, that law's covariance, and its bound.
+
+    Args:
+        evaluate: [lanes, d] -> (log density [lanes], gradient [lanes, d]).
+        trail: of one descent.
+        covariance_at: position [d] -> covariance [d, d], or variances [d].
+        noise: standard normal [lanes, d], for the evidence lower bound; all points share it.
+
+    Returns:
+        The trail, and covariance and evidence lower bound at its last point (an identity and minus infinity, if nowhere on the
+        trail is a law). Points are tried from the end on backwards, each at seven tenths of the way to the one before: a
+        covariance and a call of `evaluate` for each, ten of them for a trail of fifty points.
+    """
+    best, end, found = -np.inf, len(trail.heights) - 1, None
+    index = end
+    while index >= 0:
+        covariance = covariance_at(trail.positions[index])
+        bound = _lower_bound(evaluate, trail.positions[index], covariance, noise)
+        if bound > best:
+            best, end, found = bound, index, covariance
+        index = int(BACK * index) if index else -1
+    if found is None:
+        found = np.eye(noise.shape[1]) if covariance.ndim == 2 else np.ones(noise.shape[1])
+    return Trail(trail.positions[: end + 1], trail.heights[: end + 1]), found, best
+
+
+def _lower_bound(evaluate: Evaluate, position: np.ndarray, covariance: np.ndarray, noise: np.ndarray) -> float:
+    """E log p + entropy of N(position, covariance), up to a constant; minus infinity where that is no law."""
+    try:
+        root = _root(covariance)
+    except np.linalg.LinAlgError:
+        return -np.inf
+    with np.errstate(divide="ignore"):
+        entropy = np.log(root.diagonal() if root.ndim == 2 else root).sum()
+    bound = evaluate(position + _times(noise, root))[0].astype(np.float64).mean() + entropy
+    return float(bound) if np.isfinite(bound) else -np.inf
+
+
+def _root(covariance: np.ndarray) -> np.ndarray:
+    """The Cholesky factor of a covariance, or standard deviations of variances."""
+    return np.linalg.cholesky(covariance) if covariance.ndim == 2 else np.sqrt(covariance)
+
+
+def _times(noise: np.ndarray, root: np.ndarray) -> np.ndarray:
+    return noise @ root.T if root.ndim == 2 else noise * root
 
 
 def curvature(evaluate: Evaluate, position: np.ndarray, lanes: int) -> np.ndarray:
@@ -165,7 +285,7 @@ def overdispersed(
 
     noise: standard normal [chain, d].
     """
-    away = times * (noise @ np.linalg.cholesky(covariance).T if covariance.ndim == 2 else noise * np.sqrt(covariance))
+    away = times * _times(noise, _root(covariance))
     floor = evaluate(ends)[0] - 5 * times**2 * ends.shape[1]
     for _ in range(20):
         value, gradient = evaluate(ends + away)

