@@ -3,7 +3,15 @@
     python -m benchmarks.solver_overhead [--threads 1] [--steps 20] [--rounds 7] [--case NAME ...] [--no-diffusers] [--out FILE]
 
 First table: a whole call of `gensamp.sample`, its host loop included, over as many calls of the jitted network alone as the run
-makes (dispatched one after another, each on what the one before returned, and awaited at the end). Compilation is timed apart.
+makes, on the same batch (dispatched one after another, each on what the one before returned, and awaited at the end).
+Compilation is timed apart. Three things to know when reading it:
+
+    The network alone is dispatched by the host once for each forward, the run once for all of its steps. That is what calling a
+    network costs, but for the smallest networks a third of it: their ratio may be below one. "one scan" is the other yardstick,
+    the same solver compiled whole and never stopped at, without recording, counting or a stop for Ctrl-C.
+    A run starts from noise that it draws itself, and its result is a NumPy array; the network alone does neither.
+    The run is the second or a later one of the same sampler. "sampler made anew" is the first one of a sampler that is only
+    like it: nothing is compiled, and JAX is asked again for shapes and placement, which takes a time for each of its arrays.
 
     unet      28 x 28, 16 draws side by side
     mlp       perceptron over 784 numbers, 64 draws
@@ -117,6 +125,7 @@ def overhead(case, solver, steps, rounds):
 
     seconds = interleaved({
         "sample": lambda: sample(key, sampler, draws, progress=False),
+        "anew": lambda: sample(key, jax.tree.map(lambda leaf: leaf, sampler), draws, progress=False),
         "scan": lambda: jax.block_until_ready(bare(key, sampler, draws)),
         "network": alone,
     }, rounds)  # fmt: skip
@@ -125,6 +134,7 @@ def overhead(case, solver, steps, rounds):
         "milliseconds": 1e3 * float(np.median(seconds["sample"][:, 0])),
         "over the network": ratio(seconds["sample"], seconds["network"]),
         "over one scan": ratio(seconds["sample"], seconds["scan"]),
+        "sampler made anew, over the network": ratio(seconds["anew"], seconds["network"]),
     }  # fmt: skip
 
 
@@ -202,6 +212,7 @@ def main():
             row = found["overhead"][f"{case}, {solver}"] = overhead(case, solver, given.steps, given.rounds)
             print(f"  {case:<7} {solver:<16} {row['milliseconds']:>9.1f} ms  {shown(row['over the network'])}", flush=True)
             print(f"  {'':<24} {'one scan':>12}  {shown(row['over one scan'])}", flush=True)
+            print(f"  {'':<24} {'made anew':>12}  {shown(row['sampler made anew, over the network'])}", flush=True)
     if not given.no_diffusers:
         print("draws per second over those of diffusers, same weights")
         for solver in given.solver:

@@ -96,6 +96,11 @@ def _list() -> int:
     rows = [[name, _what(targets.make(name))] for name in targets.names()]
     rows += [[name, "data (images, from GENSAMP_DATA or downloaded)"] for name in targets.data_sets()]
     sys.stdout.write(tabulate(rows, ["target", "known by"]) + "\n\n")
+    # Not made, as the others are: their files may have to be downloaded.
+    posteriors = [
+        [name, "log_density, reference draws (from GENSAMP_DATA or downloaded)"] for name in targets.posteriordb_names()
+    ]
+    sys.stdout.write(tabulate(posteriors, ["posterior of posteriordb", "known by"]) + "\n\n")
     samplers = [
         [entry.name, entry.half, entry.title, ", ".join(entry.needs), "yes" if entry.default else ""]
         for entry in registry.entries()

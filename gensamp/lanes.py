@@ -31,19 +31,38 @@ from gensamp.core import Info, PyTree, Sampler
 from gensamp.parallel import AXIS, per_device
 
 __all__ = [
-    "COUNTS", "EFFORTS", "advance", "advance_finite", "begin", "finish", "lane_shapes", "packed", "recorded", "resolve",
-    "unpacked",
+    "COUNTS", "EFFORTS", "advance", "advance_finite", "begin", "finish", "lane_shapes", "packed", "parts", "recorded",
+    "resolve", "step_shapes", "unpacked",
 ]  # fmt: skip
 
 ROWS = P(None, AXIS)
 KEY_BLOCK = 64
+# Finite samplers may have very many lanes: no more keys than this at a time, but for at least so many steps.
+LANE_KEYS = 2**16
+LEAST_BLOCK = 4
 COUNTS = ("gradients", "densities", "forwards")
+NUMBERS = (*COUNTS, "acceptance", "diverged")
 EFFORTS: dict[str, dict[str, Any]] = {"full": {}, "quick": {"compiler_options": {"xla_backend_optimization_level": 1}}}
 
 
 def resolve(maker: Any, each: PyTree) -> Sampler:
     """The sampler of one lane: itself, or made from that lane's slice of `each`."""
     return maker if isinstance(maker, Sampler) else maker(each)
+
+
+def parts(maker: Any) -> tuple[Any, Any, Any]:
+    """What of a sampler (or of a maker: all of it) the programs begin, advance and finish need.
+
+    Each array handed to a program takes the host a microsecond, and a network has hundreds.
+    """
+    if not isinstance(maker, Sampler):
+        return maker, maker, maker
+    bare = replace(maker, start=None, init=None, step=None, position=None, log_density=None, log_weight=None)
+    return (
+        replace(bare, start=maker.start, init=maker.init),
+        replace(bare, step=maker.step, position=maker.position),
+        replace(bare, position=maker.position, log_weight=maker.log_weight),
+    )
 
 
 def programs(**options: Any) -> Callable[[Callable], dict[str, Any]]:
@@ -92,16 +111,10 @@ def advance(maker, each, key, ids, states, buffer, start, stop, first, thin, *, 
             buffer = jax.tree.map(lambda b, x: jax.lax.dynamic_update_index_in_dim(b, x, slot, 0), buffer, row)
             return states, {name: counts[name] + getattr(info, name) for name in counted}, diverged, buffer
 
-        def block(number, carry):
-            begin = start + number * KEY_BLOCK
-            step_keys = jax.vmap(_event_keys, in_axes=(None, 0))(keys, begin + 1 + jnp.arange(KEY_BLOCK, dtype=jnp.int32))
-            end = jnp.minimum(begin + KEY_BLOCK, stop)
-            return jax.lax.fori_loop(begin, end, lambda i, carry: step(i, step_keys[i - begin], carry), carry)
-
         counts = {name: jnp.zeros(ids.shape, jnp.int32) for name in counted}
         # Whether a step since the last draw diverged; nothing to carry when every step is a draw.
         carry = (states, counts, None if thin is None else jnp.zeros(ids.shape, bool), buffer)
-        states, counts, _, buffer = jax.lax.fori_loop(0, (stop - start + KEY_BLOCK - 1) // KEY_BLOCK, block, carry)
+        states, counts, _, buffer = _stepped(step, keys, start, stop, KEY_BLOCK, carry)
         return states, counts, buffer
 
     split = (P(), P(AXIS), P(), P(AXIS), P(AXIS), ROWS, P(), P(), P(), P())
@@ -109,19 +122,22 @@ def advance(maker, each, key, ids, states, buffer, start, stop, first, thin, *, 
     return mapped(maker, each, key, ids, states, buffer, start, stop, first, thin)
 
 
-@programs(static_argnames="mesh", donate_argnames=("states", "totals"))
+@programs(static_argnames="mesh", donate_argnames="states")
 def advance_finite(maker, each, key, ids, states, totals, start, stop, *, mesh: Mesh):
-    """Steps start <= i < stop of finite samplers; `totals` is the Info summed over steps so far, per lane."""
+    """Steps start <= i < stop of finite samplers; `totals` is the Info summed over steps so far, per lane.
+
+    A part of the totals that is None is not summed.
+    """
 
     def device(maker, each, key, ids, states, totals, start, stop):
         keys = _lane_keys(key, ids)
 
-        def body(i, carry):
+        def step(i, step_keys, carry):
             states, totals = carry
-            states, info, _ = _step(maker, each, _event_keys(keys, i + 1), states, i)
-            return states, core.add_info(totals, info)
+            states, info, _ = _step(maker, each, step_keys, states, i)
+            return states, _added(totals, info)
 
-        return jax.lax.fori_loop(start, stop, body, (states, totals))
+        return _stepped(step, keys, start, stop, min(KEY_BLOCK, max(LEAST_BLOCK, LANE_KEYS // ids.size)), (states, totals))
 
     split = (P(), P(AXIS), P(), P(AXIS), P(AXIS), P(AXIS), P(), P())
     mapped = per_device(device, mesh, split_in=split, split_out=(P(AXIS), P(AXIS)))
@@ -142,14 +158,20 @@ def finish(maker, each, states, *, mesh: Mesh):
     return per_device(device, mesh, split_in=(P(), P(AXIS), P(AXIS)), split_out=P(AXIS))(maker, each, states)
 
 
-def lane_shapes(maker, each, states) -> tuple[Info, PyTree, dict[str, int]]:
+def lane_shapes(maker, each, states) -> tuple[Info, PyTree, dict[str, Any]]:
     """Info and position of one step of one lane, as shapes, and the counts that are the same number at every step."""
+    info, position, constant = step_shapes(maker, each, states)
+    return info, position, {name: constant[name] for name in COUNTS if name in constant}
+
+
+def step_shapes(maker, each, states) -> tuple[Info, PyTree, dict[str, Any]]:
+    """The same, with whatever of the Info is the same at every step."""
     each, state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), (each, states))
     key = jax.eval_shape(lambda: jax.random.key(0))
-    traced = _first_step.trace(maker, each, key, state)
-    outputs = dict(zip(COUNTS, traced.jaxpr.jaxpr.outvars, strict=False))
-    fixed = {name: int(output.val) for name, output in outputs.items() if isinstance(output, Literal)}
-    return *jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), traced.out_info), fixed
+    traced = _first_step.trace(maker, each, key, state, jax.ShapeDtypeStruct((), jnp.int32))
+    outputs = dict(zip(NUMBERS, traced.jaxpr.jaxpr.outvars, strict=False))
+    constant = {name: np.asarray(output.val).item() for name, output in outputs.items() if isinstance(output, Literal)}
+    return *jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), traced.out_info), constant
 
 
 def recorded(info: Info, position: PyTree) -> dict[str, Any]:
@@ -184,9 +206,9 @@ def unpacked(rows: dict[str, np.ndarray], like: dict[str, Any]) -> dict[str, Any
 
 
 @jax.jit
-def _first_step(maker, each, key, state):
+def _first_step(maker, each, key, state, index):
     """Never run: a jitted function remembers its traces, so a second run of a sampler is not traced again."""
-    _, info, position = _step_one(maker, each, key, state, jnp.int32(0))
+    _, info, position = _step_one(maker, each, key, state, index)
     return info, position
 
 
@@ -196,6 +218,28 @@ def _lane_keys(key, ids):
 
 def _event_keys(keys, event):
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, event)
+
+
+def _added(totals: Info, info: Info) -> Info:
+    """What is summed, with one step more."""
+
+    def sum_of(name):
+        add = jnp.logical_or if name == "diverged" else jnp.add
+        return jax.tree.map(add, getattr(totals, name), getattr(info, name))
+
+    return replace(totals, **{name: sum_of(name) for name in Info.__dataclass_fields__ if getattr(totals, name) is not None})
+
+
+def _stepped(step, keys, start, stop, size: int, carry):
+    """carry after step(i, keys of event i + 1, carry) for start <= i < stop, keys being hashed for `size` steps at a time."""
+
+    def block(number, carry):
+        begin = start + number * size
+        step_keys = jax.vmap(_event_keys, in_axes=(None, 0))(keys, begin + 1 + jnp.arange(size, dtype=jnp.int32))
+        end = jnp.minimum(begin + size, stop)
+        return jax.lax.fori_loop(begin, end, lambda i, carry: step(i, step_keys[i - begin], carry), carry)
+
+    return jax.lax.fori_loop(0, (stop - start + size - 1) // size, block, carry)
 
 
 def _step(maker, each, keys, states, index):

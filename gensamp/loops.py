@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from gensamp import lanes
 from gensamp.core import Bill, Info, PyTree
 from gensamp.parallel import AXIS, put
-from gensamp.plan import Plan
+from gensamp.plan import Plan, recall
 from gensamp.store import DiskStore, MemoryStore, key_words, like_saved, save_checkpoint
 
 __all__ = ["Chains", "Run", "run_chains", "run_finite"]
@@ -44,7 +44,8 @@ class Run:
         progress = {"done": 0, "index": 0, "nonfinite": 0, "bills": [[0, 0, 0, 0.0, 0.0]] * 2, "lanes": {}}
         progress |= saved or {}
         self.done, self.index, self.nonfinite = (int(progress[name]) for name in ("done", "index", "nonfinite"))
-        self.bills = [Bill(*map(int, row[:3]), *map(float, row[3:])) for row in progress["bills"]]
+        # Evaluations, seconds of the clock and of compilation, by phase: what a `Bill` says.
+        self.spent: list[list[Any]] = [[*map(int, row[:3]), *map(float, row[3:])] for row in progress["bills"]]
         self.saved_lanes: dict[str, np.ndarray] = progress["lanes"]
         if saved is not None and plan.num_steps is not None and plan.each is not None:
             known = bytes(saved["each"]).decode()
@@ -62,16 +63,20 @@ class Run:
         self.moved = np.zeros(plan.width, bool)
         self.mark, self.compile_mark = started, 0.0
         self.saved_at, self.save_cost = time.perf_counter(), 0.0
-        self.pace = 16
+        # A sampler that ran before starts at the pace it had.
+        self.pace = plan.facts.get(("pace", plan.lanes), 16)
 
     def timed(self, began: float, compiled: float, steps: int) -> None:
         """A block of `steps` steps is over: move the bar, and set the pace of the next one."""
         self.bar.update(steps)
         seconds = time.perf_counter() - began - (self.clock.seconds - compiled)
-        if seconds < BLOCK_SECONDS / 2:
+        # Of a block that was cut short by the end of the run, nothing follows for longer ones.
+        if seconds < BLOCK_SECONDS / 2 and 2 * steps > self.pace:
             self.pace *= 4
         elif seconds > 2 * BLOCK_SECONDS:
             self.pace = max(1, self.pace // 2)
+        if self.plan.chunk is None:
+            self.plan.facts[("pace", self.plan.lanes)] = self.pace
 
     def steps(self, per_draw: int = 1) -> int:
         """Steps the next block may take."""
@@ -79,12 +84,19 @@ class Run:
 
     def count(self, gradients: Any, densities: Any, forwards: Any) -> None:
         """Add evaluations to the bill of the present phase."""
-        self.bills[self.phase] += Bill(*(int(np.sum(n, dtype=np.int64)) for n in (gradients, densities, forwards)))
+        for place, number in enumerate((gradients, densities, forwards)):
+            self.spent[self.phase][place] += int(np.sum(number, dtype=np.int64))
+
+    @property
+    def bills(self) -> list[Bill]:
+        """What warm-up and draws have cost."""
+        return [Bill(*row) for row in self.spent]
 
     def settle(self, phase: int | None = None) -> None:
         """Charge the seconds since the last settling to the present phase, and go on with `phase`."""
         now, compiled = time.perf_counter(), self.clock.seconds
-        self.bills[self.phase] += Bill(wall_seconds=now - self.mark, compile_seconds=compiled - self.compile_mark)
+        self.spent[self.phase][3] += now - self.mark
+        self.spent[self.phase][4] += compiled - self.compile_mark
         self.mark, self.compile_mark = now, compiled
         self.phase = self.phase if phase is None else phase
 
@@ -112,7 +124,7 @@ class Run:
         self.settle()
         tree = {
             "done": self.done, "index": self.index, "nonfinite": self.nonfinite,
-            "bills": [[b.gradients, b.densities, b.forwards, b.wall_seconds, b.compile_seconds] for b in self.bills],
+            "bills": [list(row) for row in self.spent],
             "lanes": {str(i): np.asarray(key_words(leaf)) for i, leaf in enumerate(jax.tree.leaves(carried))},
         }  # fmt: skip
         tree["identity"] = np.frombuffer(json.dumps(self.shelf.identity).encode(), np.uint8)
@@ -135,7 +147,7 @@ class Run:
             return {"position": None}, Info(0, 0, 0, None, None)
         arrays = self.shelf.read(self.done)
         if self.plan.num_steps is None:
-            total = self.bills[TUNE] + self.bills[SAMPLE]
+            total = Bill(*(sum(parts) for parts in zip(*self.spent, strict=True)))
             per_draw = (arrays["acceptance"], arrays["diverged"], arrays["extra"])
             return arrays, Info(total.gradients, total.densities, total.forwards, *per_draw)
         if self.plan.population > 1:
@@ -246,18 +258,16 @@ def run_chains(plan: Plan, run: Run, until: Any) -> bool:
 
 def run_finite(plan: Plan, run: Run, num_steps: int) -> None:
     """Make the draws of a finite sampler, lane block after lane block."""
-    each, ids, _ = plan.block(0)
-    # Shapes asked of the jitted functions themselves, which remember their traces: a lambda around them would trace anew.
-    states = lanes.begin[plan.effort].eval_shape(plan.maker, each, plan.key, ids, None, mesh=plan.mesh)
-    info, _, _ = lanes.lane_shapes(plan.maker, each, states)
-    made = lanes.finish[plan.effort].eval_shape(plan.maker, each, states, mesh=plan.mesh)
-    run.shelf.open(_with_axes(_recorded_draw(info, *jax.tree.map(_one_lane, made)), 1), plan.num_draws)
+    first, advanced, finished = recall(plan.facts, ("parts", plan.mesh), lambda: lanes.parts(plan.maker))
+    info, constant, row = recall(plan.facts, "finite shapes", lambda: _finite_shapes(plan, first, advanced, finished))
+    place = plan.lanes, plan.mesh
+    zeros = recall(plan.facts, ("zeros", *place), lambda: _zeros(_with_axes(info, plan.lanes), plan.mesh, P(AXIS)))
+    run.shelf.open(row, plan.num_draws)
     run.bar.update(run.done // plan.lanes * num_steps + run.index)
     while run.done < plan.num_draws:
-        each, ids, _ = plan.block(run.done)
-        states = lanes.begin[plan.effort](plan.maker, each, plan.key, ids, None, mesh=plan.mesh)
-        totals = _zeros(_with_axes(info, plan.lanes), plan.mesh, P(AXIS))
-        carried = (states, totals)
+        each, ids, _ = recall(plan.facts if run.done == 0 else {}, ("block", *place), lambda: plan.block(run.done))
+        states = lanes.begin[plan.effort](first, each, plan.key, ids, None, mesh=plan.mesh)
+        carried, made = (states, zeros), None
         if run.index and run.saved_lanes and len(run.saved_lanes["0"]) == plan.lanes:
             carried = run.restored(carried, np.arange(plan.lanes))
         else:
@@ -266,15 +276,18 @@ def run_finite(plan: Plan, run: Run, num_steps: int) -> None:
             began, compiled = time.perf_counter(), run.clock.seconds
             stop = min(run.index + run.steps(), num_steps)
             span = (np.int32(run.index), np.int32(stop))
-            carried = lanes.advance_finite[plan.effort](plan.maker, each, plan.key, ids, *carried, *span, mesh=plan.mesh)
+            carried = lanes.advance_finite[plan.effort](advanced, each, plan.key, ids, *carried, *span, mesh=plan.mesh)
+            if stop == num_steps:
+                made = lanes.finish[plan.effort](finished, each, carried[0], mesh=plan.mesh)
             jax.block_until_ready(carried)
             run.timed(began, compiled, stop - run.index)
             run.index = stop
             run.save(carried, last=run.interrupted.is_set())
         if run.index < num_steps:
             return
-        positions, log_weights = lanes.finish[plan.effort](plan.maker, each, carried[0], mesh=plan.mesh)
-        totals = replace(carried[1], acceptance=np.asarray(carried[1].acceptance) / np.float32(max(num_steps, 1)))
+        # A run may be gone on with after its last step.
+        positions, log_weights = made or lanes.finish[plan.effort](finished, each, carried[0], mesh=plan.mesh)
+        totals = _finished(carried[1], constant, plan.lanes, num_steps)
         rows = slice(run.done, min(run.done + plan.lanes, plan.num_draws))
         values = _recorded_draw(totals, positions, log_weights)
         values = jax.tree.map(lambda a: np.asarray(a)[None, : rows.stop - rows.start], values)  # noqa: B023
@@ -283,6 +296,26 @@ def run_finite(plan: Plan, run: Run, num_steps: int) -> None:
         run.count(counted["gradients"], counted["densities"], counted["forwards"])
         run.done, run.index, run.saved_lanes = rows.stop, 0, {}
         run.save((), last=run.done == plan.num_draws)
+
+
+def _finite_shapes(plan: Plan, first: Any, advanced: Any, finished: Any) -> tuple[Info, dict[str, Any], dict[str, Any]]:
+    """As shapes, what is summed of the Info of one lane; what needs no summing; what is recorded of a draw, [1, ...]."""
+    each, ids, _ = plan.block(0)
+    # Asked of the jitted functions themselves, which remember their traces: a lambda around them would trace anew.
+    states = lanes.begin[plan.effort].eval_shape(first, each, plan.key, ids, None, mesh=plan.mesh)
+    info, _, constant = lanes.step_shapes(advanced, each, states)
+    made = lanes.finish[plan.effort].eval_shape(finished, each, states, mesh=plan.mesh)
+    row = _with_axes(_recorded_draw(info, *jax.tree.map(_one_lane, made)), 1)
+    return replace(info, **dict.fromkeys(constant)), constant, row
+
+
+def _finished(totals: Info, constant: dict[str, Any], width: int, num_steps: int) -> Info:
+    """The Info of finished draws [width]: counts summed over steps, the acceptance averaged, diverged if any step was."""
+    if totals.acceptance is not None:
+        totals = replace(totals, acceptance=np.asarray(totals.acceptance) / np.float32(max(num_steps, 1)))
+    whole = {name: value * num_steps if name in lanes.COUNTS else value for name, value in constant.items()}
+    dtypes = {"acceptance": np.float32, "diverged": bool}
+    return replace(totals, **{name: np.full(width, value, dtypes.get(name, np.int32)) for name, value in whole.items()})
 
 
 def _recorded_draw(info: Info, position: PyTree, log_weight: Any) -> dict[str, Any]:

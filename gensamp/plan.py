@@ -4,7 +4,10 @@
 inputs, the width of the run in chains or draws, and how it is cut into lane blocks.
 """
 
+import operator
 import os
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -22,15 +25,21 @@ from gensamp.lanes import EFFORTS, resolve
 from gensamp.parallel import AXIS, put
 from gensamp.parallel import mesh as device_mesh
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["Plan", "make_plan", "recall", "remembered"]
 
 LANE_ELEMENTS = 2**18
 MOST_STEPS = 2**31 - 2**10
 
+# Sampler: (structure, leaves, facts), as long as the sampler itself lives.
+_REMEMBERED: weakref.WeakKeyDictionary[Sampler, tuple[Any, list[Any], dict[Any, Any]]] = weakref.WeakKeyDictionary()
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A checked run: width chains (or finite draws) in blocks of `lanes`, all inputs placed on the mesh."""
+    """A checked run: width chains (or finite draws) in blocks of `lanes`, all inputs placed on the mesh.
+
+    facts: what earlier runs found out about this very sampler, see `remembered`.
+    """
 
     key: Any
     maker: Any
@@ -46,6 +55,7 @@ class Plan:
     chunk: int | None
     population: int
     effort: str
+    facts: dict[Any, Any]
 
     @property
     def total_steps(self) -> int:
@@ -93,7 +103,8 @@ def make_plan(
         raise TypeError(f"until is {got}; expected a gensamp.Until, such as gensamp.Until(ess=400)")
     each = _check_each(each)
     maker, one = _maker(sampler, each)
-    event = _start.eval_shape(key, maker, _first(each))
+    facts = remembered(maker, key) if each is None else {}
+    event = recall(facts, "event", lambda: _start.eval_shape(key, maker, _first(each)))
     if one.num_steps is None:
         initial = _arrays_like(event, initial)
         width = _num_chains(num_chains, each, initial)
@@ -102,7 +113,7 @@ def make_plan(
     else:
         width = num_draws
         _check_finite(one, num_chains, warmup, thin, initial, until, each, num_draws, store)
-    mesh = device_mesh(1) if mesh is None else mesh
+    mesh = recall(facts, "mesh", lambda: device_mesh(1)) if mesh is None else mesh
     if not isinstance(mesh, Mesh) or tuple(mesh.axis_names) != (AXIS,):
         raise ValueError(f"mesh is {mesh!r}; expected a mesh made by gensamp.parallel.mesh()")
     if initial is not None:
@@ -115,12 +126,44 @@ def make_plan(
         if one.num_steps is not None:
             size = max(1, sum(int(np.prod(a.shape)) for a in jax.tree.leaves(event)))
             batch = min(batch, 2 ** max(1, int(np.log2(max(1, LANE_ELEMENTS // size)))))
-    key, maker = put((key, maker), mesh, P())
+    # On one device what is placed shares the memory of what was given; copies on several are not held on to.
+    facts = facts if mesh.size == 1 else {}
+    maker = recall(facts, ("placed", mesh), lambda: put(maker, mesh, P()))
+    # JAX itself takes a key that stands nowhere in particular to the one device, in a fraction of the time.
+    key = put(key, mesh, P()) if key.committed or mesh.size > 1 else key
     return Plan(
         key=key, maker=maker, each=each, initial=initial, mesh=mesh, num_steps=one.num_steps, width=int(width),
         lanes=int(batch) * mesh.size, num_draws=int(num_draws), warmup=int(warmup), thin=int(thin),
         chunk=None if chunk is None else int(chunk), population=one.traits.population, effort=effort,
+        facts=facts,
     )  # fmt: skip
+
+
+def remembered(maker: Any, key: Any) -> dict[Any, Any]:
+    """Facts about a sampler under keys of this kind (shapes, what was placed on a device), found by earlier runs of it.
+
+    They are kept while the sampler lives and as long as its leaves are the very same JAX arrays, which nobody can change: that
+    a dict of its parameters was written into is noticed. Asking JAX anew takes longer than drawing from a small network. For
+    anything else there are no facts, and none are kept.
+    """
+    if not isinstance(maker, Sampler):
+        return {}
+    leaves, structure = jax.tree.flatten(maker)
+    known = _REMEMBERED.get(maker)
+    if known is None or known[0] != structure or not all(map(operator.is_, known[1], leaves)):
+        if not all(isinstance(leaf, jax.Array) for leaf in leaves):
+            return {}
+        known = _REMEMBERED[maker] = (structure, leaves, {})
+    # Shapes depend on whether numbers may be of 64 bits.
+    kind = (key.dtype, jax.dtypes.canonicalize_dtype(np.float64))
+    return known[2].setdefault(kind, {})
+
+
+def recall(facts: dict[Any, Any], name: Any, find: Callable[[], Any]) -> Any:
+    """The fact of that name, found now where it was not known."""
+    if name not in facts:
+        facts[name] = find()
+    return facts[name]
 
 
 def _check_counts(**counts) -> None:

@@ -14,6 +14,7 @@ Chains without end advance together. The draws of a finite sampler are made one 
 import sys
 import time
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Literal
@@ -164,7 +165,7 @@ def sample(
     run = Run(plan, shelf, started)
     ending: Ending = "finished"
     message = ""
-    bar = tqdm(total=plan.total_steps, disable=not shown(progress), unit="step")
+    bar = tqdm(total=plan.total_steps, unit="step") if shown(progress) else nullcontext(_NoBar())
     with compile_clock() as run.clock, interruptible() as run.interrupted, bar as run.bar:
         try:
             if plan.num_steps is not None:
@@ -199,6 +200,13 @@ def sample(
         recorded["position"], recorded.get("log_weight"), info, ledger, ending, message, run.nonfinite,
         interrupted=run.interrupted.is_set(),
     )  # fmt: skip
+
+
+class _NoBar:
+    """A progress bar that nobody sees: making a disabled one takes longer than a step of a small network."""
+
+    def update(self, steps: int) -> None:
+        """Nothing."""
 
 
 def lowered_step(key: Any, sampler: Any, *, initial: PyTree, effort: str = "full") -> tuple[Any, int]:

@@ -110,10 +110,10 @@ class DiskStore:
             raise ValueError(f"store {self.path} is damaged: {_first_line(error)}; remove it to start anew") from error
 
     def saved(self) -> PyTree:
-        """What the checkpoint of this run holds, or None where there is none to go on from.
+        """What the checkpoint of this run holds, or None where there is none to go on from. Reads the draws it counts once.
 
         Raises:
-            ValueError: it is of another run, cannot be read, or counts draws that the store does not have.
+            ValueError: it is of another run, cannot be read, or counts draws that the store does not have or cannot give back.
         """
         found = load_checkpoint(self.checkpoint) if self.goes_on else None
         if found is None:
@@ -122,10 +122,9 @@ class DiskStore:
         if held is None or json.loads(np.asarray(held, np.uint8).tobytes()) != self.identity:
             raise ValueError(f"checkpoint {self.checkpoint} is not of the run in {self.path}; remove it to start anew")
         done = int(found[1]["done"])
-        if done and not self._whole(lambda group: _has_draws(group, done, strict=not found[1]["nonfinite"])):
-            raise ValueError(
-                f"store {self.path} lacks some of the {done} draws that its checkpoint counts; remove both to start anew"
-            )
+        lost = self._whole(lambda group: _lost(group, done, strict=not found[1]["nonfinite"])) if done else ""
+        if lost:
+            raise ValueError(f"store {self.path} {lost}; remove it and its checkpoint to start anew")
         return found[1]
 
     def open(self, shapes: PyTree, num_draws: int) -> None:
@@ -171,19 +170,26 @@ def _write(arrays: PyTree, chains: slice, draws: slice, values: PyTree) -> None:
     jax.tree.map(put, arrays, values)
 
 
-def _has_draws(group: Any, done: int, strict: bool) -> bool:
-    """Whether a group has all its arrays, of `done` draws, and (strict) all chunks of the positions.
+def _lost(group: Any, done: int, strict: bool) -> str:
+    """What a group lacks of `done` draws in each of its arrays, or cannot be read of them; "" where they are whole.
 
-    A chunk of nothing but NaN is not written: then nobody can tell.
+    A chunk of nothing but NaN is not written: only (strict) of positions that are all finite can anybody tell that one is gone.
     """
     for name in group.attrs.get("gensamp_arrays", ["position"]):
-        array = group.get(name)
+        array: Any = group.get(name)
+        gone = f"lacks some of the {done} draws that its checkpoint counts, in its array '{name}'"
         if array is None or array.shape[1] < done:
-            return False
+            return gone
         chunked = strict and name.startswith("position") and array.size
         if chunked and array.nchunks_initialized < -(-done // array.chunks[1]):
-            return False
-    return True
+            return gone
+        for first in range(0, done, array.chunks[1]):
+            last = min(first + array.chunks[1], done)
+            try:
+                array[:, first:last]
+            except Exception as error:
+                return f"is damaged: its array '{name}' cannot be read from draw {first} to {last - 1} ({_first_line(error)})"
+    return ""
 
 
 def need_packages(what: str, *names: str) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import pytest
 
@@ -13,6 +14,7 @@ def test_list_names_everything(capsys):
     assert main(["list"]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in ("gmm40", "eight_schools", "digits", "nuts", "ddpm", "score_langevin"))
+    assert out.index("posterior of posteriordb") < out.index("arK-arK") < out.index("sblrc-blr") < out.index("sampler")
 
 
 @pytest.mark.parametrize(
@@ -20,6 +22,7 @@ def test_list_names_everything(capsys):
     [
         (["compare", "bananna"], "did you mean 'banana'?"),
         (["compare", "banana", "--with", "nutz"], "did you mean 'nuts'?"),
+        (["compare", "garch-garch12"], "did you mean 'garch-garch11'?"),
         (["compare", "banana", "digits", "--with", "nuts"], "digits"),
         (["compare", "banana", "--with", "nuts,all"], "expected 'all' alone"),
         (["compare", "banana", "--out", __file__], "is a file; choose another folder"),
@@ -80,3 +83,24 @@ def test_compare_from_end_to_end(tmp_path, capsys):
     }  # fmt: skip
     rows = json.loads((out / "comparison.json").read_text())[0]["rows"]
     assert [row["name"] for row in rows] == ["mala", "inverse_transform"]
+
+
+@pytest.mark.skipif("GENSAMP_DATA" not in os.environ, reason="needs files of posteriordb in GENSAMP_DATA")
+def test_a_posterior_of_posteriordb_is_compared_by_its_name(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("gensamp.plot.save_comparison", lambda *args: {})
+    name = "eight_schools-eight_schools_noncentered"
+    assert main(["compare", name, "--with", "mala", "--budget", "tiny", "--out", str(tmp_path)]) == 0
+    assert f"{name}: 1 sampler," in capsys.readouterr().out
+    (found,) = json.loads((tmp_path / "comparison.json").read_text())
+    assert found["target"] == name and found["rows"][0]["report"]["source"].startswith("reference draws")
+
+
+def test_a_posterior_without_its_files_is_one_sentence(tmp_path, capsys, monkeypatch):
+    def unreachable(*args, **options):
+        raise OSError("no network")
+
+    monkeypatch.setenv("GENSAMP_DATA", str(tmp_path))
+    monkeypatch.setattr("pooch.retrieve", unreachable)
+    assert main(["compare", "ark-ark", "--out", str(tmp_path / "results")]) == 2
+    said = capsys.readouterr().err
+    assert "arK-arK.json of posteriordb is not at" in said and "set GENSAMP_DATA" in said and said.count("\n") == 1

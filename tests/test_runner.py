@@ -1,5 +1,7 @@
 """The runner: one compilation, draws that depend on their keys alone, every ending, every bad input."""
 
+import dataclasses
+import gc
 import os
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from chains_by_hand import autoregression, convolution
 from jax.tree_util import Partial
 
 import gensamp as gs
+from gensamp import plan
 from gensamp.clock import compile_clock
 
 KEY = jax.random.key(0)
@@ -65,6 +68,56 @@ def test_second_call_longer_run_and_new_leaves_compile_nothing(make, tmp_path):
     assert run(40, make(), store=tmp_path / "a.zarr", resume=True) == 0
     changed = jax.tree.map(lambda leaf: leaf * 0.9, make())
     assert run(24, changed) == 0
+
+
+OPTIONS = dict.fromkeys(["num_chains", "initial", "each", "mesh", "batch", "chunk", "until", "store"])
+OPTIONS |= {"warmup": 0, "thin": 1, "resume": False, "effort": "full"}
+
+
+def shifted(arrays, key, state, index):
+    """x + shift."""
+    return jax.tree.map(lambda x: x + arrays["shift"], state), gs.core.Info.of(forwards=1)
+
+
+def steady(key, state, index):
+    """Three forwards at every step."""
+    return state, gs.core.Info.of(forwards=3, acceptance=0.25)
+
+
+def uneven(key, state, index):
+    """A forward at every other step."""
+    return state, gs.core.Info.of(forwards=index % 2, acceptance=index / 2, diverged=index == 3)
+
+
+def test_what_is_remembered_of_a_sampler_goes_stale_with_its_arrays_and_away_with_it():
+    arrays = {"shift": jnp.ones((8, 8, 1))}
+    sampler = dataclasses.replace(convolution(), step=Partial(shifted, arrays))
+    before = len(plan._REMEMBERED)
+    once, again = (gs.sample(KEY, sampler, 3).position for _ in range(2))
+    np.testing.assert_array_equal(once, again)
+    assert len(plan._REMEMBERED) == before + 1
+    arrays["shift"] = 2 * arrays["shift"]
+    np.testing.assert_allclose(gs.sample(KEY, sampler, 3).position, once + sampler.num_steps, rtol=1e-5)
+    del sampler
+    gc.collect()
+    assert len(plan._REMEMBERED) == before
+
+
+def test_a_sampler_is_placed_once_and_shares_the_memory_of_what_was_given():
+    sampler = convolution()
+    first, second = (plan.make_plan(KEY, sampler, 4, **OPTIONS) for _ in range(2))
+    assert first.maker is second.maker
+    for given, placed in zip(jax.tree.leaves(sampler), jax.tree.leaves(first.maker), strict=True):
+        assert given.unsafe_buffer_pointer() == placed.unsafe_buffer_pointer()
+    assert plan.remembered(jax.tree.map(np.array, sampler), KEY) == {}
+
+
+@pytest.mark.parametrize("step, forwards, acceptance, diverged", [(steady, 21, 0.25, False), (uneven, 3, 1.5, True)])
+def test_counts_are_exact_whether_or_not_they_are_the_same_at_every_step(step, forwards, acceptance, diverged):
+    info = gs.sample(KEY, dataclasses.replace(convolution(num_steps=7), step=Partial(step)), 4, chunk=2).info
+    assert info.forwards.tolist() == [[forwards] * 4] and info.forwards.dtype == np.int32
+    assert info.diverged.tolist() == [[diverged] * 4] and info.acceptance.dtype == np.float32
+    np.testing.assert_allclose(info.acceptance, acceptance)
 
 
 BITS = """

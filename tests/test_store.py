@@ -140,7 +140,7 @@ def lose_a_statistic(path):
 def test_draws_that_are_missing_are_refused_and_not_made_up(lose, tmp_path):
     run(tmp_path / "run.zarr")
     lose(tmp_path / "run.zarr")
-    with pytest.raises(ValueError, match="lacks"):
+    with pytest.raises(ValueError, match=r"lacks some of the 20 draws .*, in its array '(position|acceptance)'"):
         run(tmp_path / "run.zarr", 30, resume=True)
 
 
@@ -150,6 +150,17 @@ def test_a_damaged_store_is_named_as_such(broken, tmp_path):
     (tmp_path / "run.zarr" / broken).write_text("{")
     with pytest.raises(ValueError, match=r"is damaged.*remove it to start anew") as caught:
         run(tmp_path / "run.zarr", 30, resume=True)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["position", "acceptance"])
+def test_a_truncated_chunk_is_named_with_its_array_and_draws(name, tmp_path):
+    path = tmp_path / "run.zarr"
+    run(path)
+    (chunk,) = (entry for entry in (path / name / "c").rglob("*") if entry.is_file())
+    chunk.write_bytes(chunk.read_bytes()[: chunk.stat().st_size // 2])
+    with pytest.raises(ValueError, match=rf"its array '{name}' cannot be read from draw 0 to 19 .*start anew") as caught:
+        run(path, 30, resume=True)
     assert "\n" not in str(caught.value)
 
 

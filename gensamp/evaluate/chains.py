@@ -16,7 +16,7 @@ import numpy as np
 
 __all__ = ["Chains", "coordinate_names", "diagnose", "diagnose_coordinates", "ess_bulk", "ess_tail", "ess_weights", "rhat"]
 
-_FEWEST_DRAWS = 8
+FEWEST_DRAWS = 8
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,10 @@ def _each_leaf(position: Any, diagnostic: Callable) -> Any:
 
 def _check(position: Any) -> None:
     shapes = [tuple(np.shape(a)) for a in jax.tree.leaves(position)]
-    if not shapes or any(len(s) < 2 or s[:2] != shapes[0][:2] for s in shapes) or shapes[0][1] < _FEWEST_DRAWS:
+    if not shapes or any(len(s) < 2 or s[:2] != shapes[0][:2] for s in shapes) or shapes[0][1] < FEWEST_DRAWS:
         raise ValueError(
             f"position has shapes {shapes}; expected leading axes [chain, draw] shared by all leaves, "
-            f"with at least {_FEWEST_DRAWS} draws per chain"
+            f"with at least {FEWEST_DRAWS} draws per chain"
         )
 
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from gensamp.core import Bill, Ledger, Target
-from gensamp.evaluate.chains import Chains, diagnose_coordinates, ess_weights
+from gensamp.evaluate.chains import FEWEST_DRAWS, Chains, diagnose_coordinates, ess_weights
 from gensamp.evaluate.distances import Distance
 from gensamp.evaluate.equivalent import EquivalentSize
 from gensamp.evaluate.judge import Judge
@@ -41,8 +41,8 @@ class Report:
     sliced: distances to exact draws beside their floors. equivalent: the equivalent sample size of (at most 10,000 of) the
     draws. mean: the worst mean, against the judge's exact draws. reference_mean: the same against the target's reference
     draws where the judge's draws are others.
-    coverage: modes, or None. ledger: what the draws cost. source: where the exact draws come from. Coordinates are the
-    judge's: the user's quantities where the target has a constrain.
+    coverage: modes, or None. ledger: what the draws cost. source: where the exact draws come from. notes: sentences on numbers
+    that are missing or left out draws. Coordinates are the judge's: the user's quantities where the target has a constrain.
     """
 
     num_draws: int
@@ -60,6 +60,7 @@ class Report:
     coverage: Coverage | None
     ledger: Ledger
     source: str
+    notes: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -113,7 +114,7 @@ def evaluate(draws: Any, target: Any, *, judge: Any = None, key: jax.Array | Non
     finite = np.isfinite(x).all(1)
     weight = _weights(log_weight, finite)
     chains = None
-    if is_chain and lead[1] >= 8:
+    if is_chain and lead[1] >= FEWEST_DRAWS:
         chains = diagnose_coordinates(x.reshape(lead[1], lead[0], -1).swapaxes(0, 1), judge.names)
     known: dict[str, Any] = dict(
         num_draws=len(x), nonfinite=int((~finite).sum()), chains=chains,
@@ -121,6 +122,7 @@ def evaluate(draws: Any, target: Any, *, judge: Any = None, key: jax.Array | Non
         acceptance=float("nan") if info is None else float(np.mean(info.acceptance)),
         ess_weights=None if log_weight is None else ess_weights(np.ravel(log_weight)),
         ledger=getattr(draws, "ledger", Ledger()), source=judge.source,
+        notes=_noticed(finite, chains, lead[1] if is_chain else None),
     )  # fmt: skip
     if finite.sum() < 2:
         return Report(
@@ -146,6 +148,25 @@ def evaluate(draws: Any, target: Any, *, judge: Any = None, key: jax.Array | Non
 def in_order(position: Any) -> Any:
     """[chain, draw, ...] as [draw * chain, ...]: first draws of all chains first, so that prefixes are runs cut short."""
     return jax.tree.map(lambda a: np.swapaxes(np.asarray(a), 0, 1).reshape(-1, *a.shape[2:]), position)
+
+
+def _noticed(finite: np.ndarray, chains: Chains | None, draws_per_chain: int | None) -> tuple[str, ...]:
+    """Why a number is NaN, missing, or of fewer draws than there are."""
+    notes, lost = [], int((~finite).sum())
+    if lost:
+        which = f"{lost:,} of {len(finite):,} draws {'is' if lost == 1 else 'are'} not finite and left out of every statistic"
+        notes.append(which + ", and ESS and R-hat of the coordinates they touch are NaN" * (chains is not None))
+    if len(finite) - lost < 2:
+        notes.append("there are no distances, errors or n_eq, which need at least 2 draws that are finite")
+    if chains is None and draws_per_chain is not None:
+        notes.append(
+            f"there are no ESS and R-hat, which need at least {FEWEST_DRAWS} draws per chain, and got {draws_per_chain}"
+        )
+    if chains is not None and not lost and np.isnan(chains.ess_bulk).any():
+        still = [name for name, size in zip(chains.names, chains.ess_bulk, strict=True) if np.isnan(size)]
+        more = f" and {len(still) - 1} more" if len(still) > 1 else ""
+        notes.append(f"ESS and R-hat of {still[0]}{more} are NaN, since a chain never moved there")
+    return tuple(notes)
 
 
 def _check_events(position, target) -> None:

@@ -242,6 +242,7 @@ def _notes(comparison: Comparison) -> list[str]:
         for row in comparison.rows
         if row.shares
     ]
+    lines += [f"`{row.name}`: {note}." for row in comparison.rows if row.report is not None for note in row.report.notes]
     worst = [
         (row.name, row.report.reference_mean)
         for row in comparison.done

@@ -22,9 +22,11 @@ from gensamp.nets.event import Event
 from gensamp.noise import Noise, eps_to_score
 from gensamp.paths import learned
 from gensamp.pushforward.diffusion.grids import uniform_time
-from gensamp.pushforward.diffusion.losses import denoiser, denoising_init, denoising_loss
+from gensamp.pushforward.diffusion.guidance import Guidance, steered, with_dropout
+from gensamp.pushforward.diffusion.guided import charged
+from gensamp.pushforward.diffusion.losses import denoising_init, denoising_loss
 from gensamp.pushforward.diffusion.weightings import Weighting
-from gensamp.pushforward.frame import leave
+from gensamp.pushforward.frame import frame_of, leave
 
 __all__ = ["score_langevin"]
 
@@ -40,6 +42,7 @@ def score_langevin(
     prediction: Literal["eps", "v"] = "v",
     weighting: Weighting | str = "uniform",
     conditional: bool = False,
+    guidance: Guidance | None = None,
 ) -> Model:
     """A score network with annealed Langevin sampling.
 
@@ -51,9 +54,11 @@ def score_langevin(
         steps_per_level: Langevin steps on each.
         weighting: as for `pushforward.diffusion_model`; `ncsn` trains at the levels alone.
         step_size: e_i / sigma_i^2, a leaf. Discretisation inflates the variance of a level by a factor 1 / (1 - step_size / 2).
+        guidance: None, or what steers the draws, as for `pushforward.diffusion_model`. At a strength other than 1 the guided
+            field is the score of no law, see `guidance`: more steps per level then come no nearer to one.
 
     Returns:
-        Model; one forward per event in a loss, one per Langevin step of a draw.
+        Model; one forward per event in a loss, one per Langevin step of a draw, or what the guidance makes of it.
 
     Raises:
         ValueError: a number is not positive, or step_size is not below 2, where the dynamics diverges.
@@ -67,16 +72,20 @@ def score_langevin(
     event = Event.of(template)
     return Model(
         init=denoising_init(network, conditional),
-        loss=denoising_loss(network, noise, template, conditional, prediction, weighting),
+        loss=with_dropout(
+            guidance, denoising_loss(network, noise, template, conditional, prediction, weighting), conditional
+        ),
         sampler=bind(
             _sampler, network, noise, uniform_time(num_levels - 1, end=noise.t_min), scalar(step_size, event.template), event,
-            Static(steps_per_level), Static(prediction),
+            Static(steps_per_level), Static(prediction), guidance,
         ),
     )  # fmt: skip
 
 
-def _sampler(network, noise, times, step_size, event, steps_per_level, prediction, params, *condition) -> Sampler:
-    path = learned(bind(_score, noise, denoiser(network, noise, params, condition, prediction.value)), noise, event.template)
+def _sampler(network, noise, times, step_size, event, steps_per_level, prediction, guidance, params, *condition) -> Sampler:
+    frame = frame_of(params, event.template, network)
+    denoise = steered(guidance, network, noise, params, condition, prediction.value, "eps")
+    path = learned(bind(_score, noise, denoise), noise, event.template)
     sigma = jax.vmap(noise.sigma)(times)
     inner = annealed_langevin(
         path,
@@ -85,9 +94,9 @@ def _sampler(network, noise, times, step_size, event, steps_per_level, predictio
         steps_per_level=steps_per_level.value,
         denoise=sigma[-1] ** 2,
     )
-    frame = {"shift": params["shift"], "scale": params["scale"]}
+    step = charged(inner.step, denoise)
     position = bind(_position, inner.position, noise.alpha(times[-1]), frame)
-    return Sampler(inner.start, inner.init, inner.step, position, num_steps=inner.num_steps, traits=inner.traits)
+    return Sampler(inner.start, inner.init, step, position, num_steps=inner.num_steps, traits=inner.traits)
 
 
 def _score(noise, denoise, t, x):

@@ -62,6 +62,8 @@ def annealed_langevin(path: Path, *, levels: Any, step_sizes: Any, steps_per_lev
         )
     if _wrong(step_sizes, lambda e: ((e > 0) & np.isfinite(e)).all()):
         raise ValueError(f"annealed_langevin got step_sizes {np.asarray(step_sizes)}; expected positive finite numbers")
+    if denoise is not None and _wrong(denoise, lambda v: v.shape == () and v >= 0 and np.isfinite(v)):
+        raise ValueError(f"annealed_langevin got denoise {denoise}; expected the variance of the noise that is left, or None")
     template = path.base.template
     levels = scalar(levels, template)
     return Sampler(

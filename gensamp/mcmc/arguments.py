@@ -35,21 +35,26 @@ def read_log_density(target: Target, by: str) -> Partial:
     return bind(_below_infinity, require(target, "log_density", by))
 
 
-def read_step_size(step_size: Any, template: PyTree, by: str) -> jax.Array:
+def read_step_size(step_size: Any, template: PyTree, by: str, name: str = "step_size") -> jax.Array:
     """The step size as a scalar in the template's dtype.
 
     Raises:
-        ValueError: it is not one number, or a concrete number that is not positive and finite.
+        ValueError: it is not one number, or a concrete number that is not positive and finite in that dtype.
     """
     if isinstance(step_size, str) or step_size is None:
-        raise ValueError(f"{by} got step_size {step_size!r}; expected a positive number")
+        raise ValueError(f"{by} got {name} {step_size!r}; expected a positive number")
     if jnp.shape(step_size) != ():
         raise ValueError(
-            f"{by} got a step_size of shape {list(jnp.shape(step_size))}; expected one number; sweep over "
-            "several with each= or vmap"
+            f"{by} got a {name} of shape {list(jnp.shape(step_size))}; expected one number; sweep over several with each= or "
+            "vmap"
         )
-    if _concrete(step_size) and not 0 < float(step_size) < float("inf"):
-        raise ValueError(f"{by} got step_size {float(step_size)}; expected a positive finite number")
+    if _concrete(step_size):
+        dtype = jnp.result_type(*(a.dtype for a in jax.tree.leaves(template)))
+        # As it will be used: a positive number that the dtype rounds to zero moves nothing.
+        with np.errstate(over="ignore"):
+            used = np.asarray(step_size).astype(dtype)
+        if not 0 < float(used) < float("inf"):
+            raise ValueError(f"{by} got {name} {float(step_size)}; expected a positive finite number in {dtype}")
     return scalar(step_size, template)
 
 

@@ -118,7 +118,8 @@ def read_most_steps(most: Any, by: str) -> jax.Array:
     Raises:
         ValueError: it is not one integer of at least 1.
     """
-    if isinstance(most, Static) or jnp.shape(most) != () or not jnp.issubdtype(jnp.result_type(most), jnp.integer):
+    wrong = isinstance(most, Static | str) or most is None
+    if wrong or jnp.shape(most) != () or not jnp.issubdtype(jnp.result_type(most), jnp.integer):
         raise ValueError(f"{by} got max_num_steps {most!r}; expected one integer")
     if not isinstance(most, jax.core.Tracer) and int(most) < 1:
         raise ValueError(f"{by} got max_num_steps {int(most)}; expected at least 1")

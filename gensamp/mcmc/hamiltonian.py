@@ -16,8 +16,8 @@ may resonate with a period of the target (Neal 2011, section 5.3.1).
 from typing import Any
 
 import blackjax
+import jax
 import jax.numpy as jnp
-import numpy as np
 
 from gensamp.core import Info, Sampler, Static, Target, bind
 from gensamp.mcmc.arguments import read_log_density, read_metric, read_start, read_step_size, strong
@@ -139,8 +139,9 @@ def _position(state):
 
 def _read_count(count):
     value = count.value if isinstance(count, Static) else count
-    if not jnp.issubdtype(jnp.result_type(value), jnp.integer) or jnp.shape(value) != ():
+    one = not isinstance(value, str) and value is not None and jnp.shape(value) == ()
+    if not one or not jnp.issubdtype(jnp.result_type(value), jnp.integer):
         raise ValueError(f"hmc got num_integration_steps {value!r}; expected one integer (or Static of one)")
-    if isinstance(value, int | np.integer) and value < 1:
-        raise ValueError(f"hmc got num_integration_steps {value}; expected at least 1")
+    if not isinstance(value, jax.core.Tracer) and int(value) < 1:
+        raise ValueError(f"hmc got num_integration_steps {int(value)}; expected at least 1")
     return count if isinstance(count, Static) else jnp.asarray(count, jnp.int32)

@@ -125,11 +125,13 @@ def read_levels(levels: Any, template: PyTree, by: str) -> jax.Array:
 
 
 def read_per_level(values: Any, levels: jax.Array, by: str, name: str, width: int | None = None) -> jax.Array | None:
-    """Values [L] (or [L, ...] for metrics of `width` coordinates) from one per level or one for all; None stays None.
+    """Values [L] (or [L, ...] for metrics of `width` coordinates) from one each or one for all; a metric of None stays None.
 
     Raises:
         ValueError: another shape, or concrete values that are not positive and finite.
     """
+    if values is None and width is None:
+        raise ValueError(f"{by} got {name} None; expected positive numbers, one or one per level")
     if values is None:
         return None
     shape, size = jnp.shape(values), levels.shape[0]

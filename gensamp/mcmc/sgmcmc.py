@@ -69,8 +69,8 @@ def polynomial_decay(first: Any, *, delay: Any = 1.0, power: Any = 0.55) -> Part
         ValueError: a number is not positive.
     """
     for name, value in (("first", first), ("delay", delay), ("power", power)):
-        if not isinstance(value, jax.core.Tracer) and not float(value) > 0:
-            raise ValueError(f"polynomial_decay got {name} {value}; expected a positive number")
+        if not isinstance(value, jax.core.Tracer) and not 0 < float(value) < float("inf"):
+            raise ValueError(f"polynomial_decay got {name} {value}; expected a positive finite number")
     return bind(_decay, *(jnp.asarray(value, jnp.float32) for value in (first, delay, power)))
 
 
@@ -211,17 +211,21 @@ def _finite(position):
 
 def _read_schedule(step_size, template, by: str) -> Partial:
     if callable(step_size):
-        return step_size if isinstance(step_size, Partial) else Partial(step_size)
+        schedule = step_size if isinstance(step_size, Partial) else Partial(step_size)
+        first = schedule(jnp.int32(0))
+        if not isinstance(first, jax.core.Tracer):
+            read_step_size(first, template, f"{by} (from its schedule, at step 0)")
+        return schedule
     return bind(_constant, read_step_size(step_size, template, by))
 
 
 def _check_noise(schedule, friction, gradient_noise) -> None:
+    for name, value, holds in (("friction", friction, lambda a: a > 0), ("gradient_noise", gradient_noise, lambda b: b >= 0)):
+        if not isinstance(value, jax.core.Tracer) and not (holds(float(value)) and float(value) < float("inf")):
+            least = "positive" if name == "friction" else "not negative"
+            raise ValueError(f"sghmc got {name} {value}; expected a finite number that is {least}")
     if any(isinstance(value, jax.core.Tracer) for value in jax.tree.leaves((schedule, friction, gradient_noise))):
         return
-    if not 0 < float(friction) < float("inf") or not 0 <= float(gradient_noise) < float("inf"):
-        raise ValueError(
-            f"sghmc got friction {friction} and gradient_noise {gradient_noise}; expected a positive number and one not below 0"
-        )
     first = float(schedule(jnp.int32(0)))
     if first * float(gradient_noise) > 2 * float(friction):
         raise ValueError(

@@ -92,7 +92,7 @@ def hit_and_run(
         start=read_start(start, target.template),
         init=bind(_init, log_density),
         step=bind(
-            _hit, log_density, read_step_size(width, target.template, "hit_and_run"),
+            _hit, log_density, read_step_size(width, target.template, "hit_and_run", "width"),
             read_metric(inverse_mass_matrix, target.template, "hit_and_run"), _read_expansions(max_expansions, "hit_and_run"),
         ),
         position=bind(_position),
@@ -168,6 +168,8 @@ def _position(state):
 
 def _read_width(width, template) -> jax.Array:
     size = dimension(template)
+    if isinstance(width, str) or width is None:
+        raise ValueError(f"slice_sampling got width {width!r}; expected positive finite numbers")
     if jnp.shape(width) not in ((), (size,)):
         raise ValueError(
             f"slice_sampling got a width of shape {list(jnp.shape(width))}; expected one number or [{size}], over "

@@ -86,6 +86,7 @@ def smc(
     """
     read_count(num_particles, 2, "smc", "num_particles")
     read_count(num_moves, 1, "smc", "num_moves")
+    read_threshold(ess_threshold, "smc")
     rule = (read_scheme(resampling, "smc"), Static(num_moves), scalar(ess_threshold, path.base.template))
     return _along(path, "smc", num_particles, levels, step_sizes, kernel, kernel_options, inverse_mass_matrices, _step, rule)
 
@@ -131,6 +132,12 @@ def read_count(value: Any, least: int, by: str, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{by} got {name} {value!r}; expected an integer of at least {least}")
     return value
+
+
+def read_threshold(value: Any, by: str) -> None:
+    """Raises ValueError for a concrete ess_threshold that is no number of at least 0."""
+    if not isinstance(value, jax.core.Tracer) and not float(value) >= 0:
+        raise ValueError(f"{by} got ess_threshold {value}; expected a share of the particles of at least 0")
 
 
 def read_ancestors(num_ancestors: Any, num_particles: Any, by: str) -> int:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from gensamp.core import Info, Path, Sampler, Static, Traits, bind, scalar
-from gensamp.mcmc.arguments import dimension, strong
+from gensamp.mcmc.arguments import dimension, read_step_size, strong
 from gensamp.mcmc.hamiltonian import hmc
 from gensamp.mcmc.levels import Mover, base_log_density, densities_per_point, read_mover
 from gensamp.mcmc.smc import (
@@ -40,6 +40,7 @@ from gensamp.mcmc.smc import (
     read_ancestors,
     read_count,
     read_scheme,
+    read_threshold,
     stand,
     weighed,
 )  # fmt: skip
@@ -102,7 +103,7 @@ def adaptive_smc(
         `smc` costs, and BISECTIONS + 1 more densities per particle where the path is neither geometric nor tempered.
 
     Raises:
-        ValueError: as for `smc`, or a share or an acceptance outside (0, 1).
+        ValueError: as for `smc`, a share or an acceptance outside (0, 1), or a step size that is not positive.
     """
     by = "adaptive_smc"
     for name, value in (("target_ess", target_ess), ("target_acceptance", target_acceptance)):
@@ -116,7 +117,8 @@ def adaptive_smc(
     read_count(max_levels, 1, by, "max_levels")
     template = path.base.template
     mover = read_mover(path, kernel, kernel_options, by)
-    step_size = dimension(template) ** -0.25 if step_size is None else step_size
+    read_threshold(ess_threshold, by)
+    step_size = read_step_size(dimension(template) ** -0.25 if step_size is None else step_size, template, by)
     shares = {"target_ess": target_ess, "ess_threshold": ess_threshold, "target_acceptance": target_acceptance}
     numbers = {name: scalar(value, template) for name, value in (shares | {"spread": spread, "step_size": step_size}).items()}
     if num_ancestors is not None:

@@ -11,36 +11,79 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
-__all__ = ["check_params", "enter", "fit_frame", "frame_of", "identity_frame", "leave", "log_volume"]
+from gensamp.core import Network
+
+__all__ = [
+    "check_frame", "check_params", "enter", "fit_frame", "frame_of", "identity_frame", "leave", "log_volume", "shapes_of",
+]  # fmt: skip
 
 
-def check_params(params: Any, names: tuple[str, ...]) -> None:
-    """Raises TypeError unless `params` has these entries. Keys alone are read, so that it costs nothing where it is traced."""
+def check_params(params: Any, expected: Mapping[str, Any]) -> None:
+    """What `model.sampler` is given, checked before anything is traced with it. Shapes alone are read.
+
+    Args:
+        params: what should be the parameters of a fit.
+        expected: the entries that a draw needs, each as a tree of shapes (`shapes_of`), or None where any will do.
+
+    Raises:
+        TypeError: they are no dict with these entries.
+        ValueError: an entry is another network's.
+    """
     if not isinstance(params, Mapping):
         hint = "model.sampler(fitted.params)" if hasattr(params, "params") else "the params of a fit of this model"
         raise TypeError(f"model.sampler got {type(params).__name__} as its parameters; expected {hint}")
-    if not set(names) <= set(params):
+    if not set(expected) <= set(params):
         raise TypeError(
-            f"model.sampler got parameters with the entries {sorted(params)}; expected {sorted(names)}: those of a fit of this "
-            "model"
+            f"model.sampler got parameters with the entries {sorted(params)}; expected {sorted(expected)}: those of a fit of "
+            "this model"
         )
+    for name, tree in expected.items():
+        if tree is None:
+            continue
+        held, wanted = _by_place(name, params[name]), _by_place(name, tree)
+        for place in sorted(held.keys() ^ wanted.keys()):
+            which = f"without {place}" if place in wanted else f"with {place}, which this model does not have"
+            raise ValueError(f"model.sampler got parameters {which}; expected those of a fit of this model")
+        for place, shape in wanted.items():
+            if held[place] != shape:
+                raise ValueError(
+                    f"model.sampler got parameters whose {place} has shape {held[place]}; expected {shape}: those of a fit of "
+                    "this model"
+                )
 
 
-def frame_of(params: Any, template: Any) -> dict[str, Any]:
+def shapes_of(init: Any, *batch: Any) -> Any:
+    """The parameters that (key, *batch) -> params makes, as shapes: traced once for a network, and None if there is no init."""
+    if not callable(init):
+        return None
+    return _made.eval_shape(init if isinstance(init, Partial) else Partial(init), jax.random.key(0), *batch)
+
+
+def check_frame(frame: Any, template: Any) -> None:
+    """Raises TypeError or ValueError unless `frame` has a shift and a scale for such events."""
+    if not isinstance(frame, Mapping) or not {"shift", "scale"} <= set(frame):
+        got = sorted(frame) if isinstance(frame, Mapping) else type(frame).__name__
+        raise TypeError(f"model.sampler got parameters with a frame of {got}; expected shift and scale")
+    for part in ("shift", "scale"):
+        alike = jax.tree.structure(frame[part]) == jax.tree.structure(template)
+        events, held = (jax.tree.leaves(tree) for tree in (template, frame[part]))
+        if not alike or any(_broadcast(jnp.shape(b), a.shape) != a.shape for a, b in zip(events, held, strict=True)):
+            got = jax.tree.map(lambda a: list(jnp.shape(a)), frame[part])
+            want = jax.tree.map(lambda a: list(a.shape), template)
+            raise ValueError(f"model.sampler got parameters with a {part} of shapes {got}; expected those of events {want}")
+
+
+def frame_of(params: Any, template: Any, network: Network) -> dict[str, Any]:
     """The frame among a diffusion model's parameters.
 
     Raises:
-        TypeError, ValueError: they are no such parameters, or of a model of other events.
+        TypeError, ValueError: they are no such parameters, or of a model of other events or another network.
     """
-    check_params(params, ("network", "shift", "scale"))
-    for part in ("shift", "scale"):
-        alike = jax.tree.structure(params[part]) == jax.tree.structure(template)
-        events, held = (jax.tree.leaves(tree) for tree in (template, params[part]))
-        if not alike or any(_broadcast(jnp.shape(b), a.shape) != a.shape for a, b in zip(events, held, strict=True)):
-            got = jax.tree.map(lambda a: list(jnp.shape(a)), params[part])
-            want = jax.tree.map(lambda a: list(a.shape), template)
-            raise ValueError(f"model.sampler got parameters with a {part} of shapes {got}; expected those of events {want}")
+    check_params(params, {"network": None, "shift": None, "scale": None})
+    check_frame(params, template)
+    check_params(params, {"network": shapes_of(network.init)})
     return {"shift": params["shift"], "scale": params["scale"]}
 
 
@@ -87,3 +130,14 @@ def _broadcast(*shapes: tuple[int, ...]) -> Any:
         return jnp.broadcast_shapes(*shapes)
     except ValueError:
         return None
+
+
+@jax.jit
+def _made(init, key, *batch):
+    return init(key, *batch)
+
+
+def _by_place(name: str, tree: Any) -> dict[str, list[int]]:
+    """The shapes of a tree's leaves by their names, "network/Dense_0/kernel"."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path({name: tree})
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): list(jnp.shape(leaf)) for path, leaf in leaves}

@@ -35,7 +35,7 @@ from gensamp.nets.critic import generator as perceptron_generator
 from gensamp.nets.event import Event
 from gensamp.pushforward.conditional import labelled
 from gensamp.pushforward.diffusion.losses import split_condition
-from gensamp.pushforward.frame import enter, fit_frame, leave
+from gensamp.pushforward.frame import check_frame, check_params, enter, fit_frame, leave, shapes_of
 
 __all__ = ["gan", "gan_optimizer"]
 
@@ -241,6 +241,8 @@ def _apart(draws):
 
 
 def _sampler(generator, event, latent_dim, params, *condition):
+    check_params(params, {"frame": None, "generator": shapes_of(generator.init)})
+    check_frame(params["frame"], event.template)
     return Sampler(
         start=bind(_prior, latent_dim, event),
         init=bind(_stand, event),

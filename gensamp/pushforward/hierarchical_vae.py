@@ -37,6 +37,7 @@ from jax.tree_util import register_dataclass
 
 from gensamp.core import Info, Model, Sampler, Static, Traits, bind, scalar
 from gensamp.nets.event import Event
+from gensamp.pushforward.frame import check_params, shapes_of
 
 __all__ = ["Hierarchy", "geometric_shares", "hierarchical_vae", "prefix", "rates"]
 
@@ -203,6 +204,9 @@ def _sampler(hierarchy, params):
 
 
 def _build(hierarchy, params, x, num_posterior):
+    one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape), a.dtype), hierarchy.event.template)
+    fresh = shapes_of(hierarchy.init, one)
+    check_params(params, {} if fresh is None else fresh[0])
     return Sampler(
         start=bind(_start, Static(hierarchy.latent_dim), hierarchy.event),
         init=bind(_stand, hierarchy, params, x, num_posterior),

@@ -32,7 +32,7 @@ from gensamp.pushforward.diffusion.ancestral import model_clip
 from gensamp.pushforward.diffusion.grids import uniform_time
 from gensamp.pushforward.diffusion.losses import denoiser, denoising_init, split_condition
 from gensamp.pushforward.diffusion.unipc import unipc
-from gensamp.pushforward.frame import enter, log_volume
+from gensamp.pushforward.frame import check_params, enter, frame_of, log_volume
 
 __all__ = ["learned_noise", "variational_diffusion"]
 
@@ -150,11 +150,13 @@ def _loss(network, reference, event, dequantise, conditional, params, state, key
 
 
 def _sampler(network, reference, grid, event, clip, solver, params, *condition):
+    frame = frame_of(params, event.template, network)
+    check_params(params, {"schedule": {"ends": reference, "raw": jnp.zeros(_SPLINE.num_raw)}})
     noise = learned_noise(params["schedule"])
     denoise = bind(_denoise, network, noise, reference, params["schedule"], params["network"], condition)
     return solver.value(
         denoise, noise, grid, event.template,
-        prediction="x0", clip=clip, data_variance=1.0, frame={"shift": params["shift"], "scale": params["scale"]},
+        prediction="x0", clip=clip, data_variance=1.0, frame=frame,
     )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from gensamp.nets.event import Event
 from gensamp.nets.mlp import feedforward
 from gensamp.pushforward.conditional import labelled
 from gensamp.pushforward.diffusion.losses import split_condition
-from gensamp.pushforward.frame import enter, fit_frame
+from gensamp.pushforward.frame import check_frame, check_params, enter, fit_frame, shapes_of
 from gensamp.pushforward.likelihoods import Likelihood, gaussian
 
 __all__ = ["vae"]
@@ -157,6 +157,9 @@ def _log_mean_exp(log_weights):
 
 def _sampler(decoder, likelihood, event, options, params, *condition):
     latent_dim, draws = options.value
+    learned = {"decoder": shapes_of(decoder.init), **jax.eval_shape(likelihood.init)}
+    check_params(params, {"frame": None, **learned})
+    check_frame(params["frame"], event.template)
     return Sampler(
         start=bind(_prior, Static(latent_dim), event),
         init=bind(_stand, event),

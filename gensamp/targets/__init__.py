@@ -72,16 +72,22 @@ def make(name: str, **options: Any) -> Target:
     """The target of that name.
 
     Args:
-        name: one of `names()` or `data_sets()`; hyphens count as underscores.
+        name: one of `names()`, `data_sets()` or `posteriordb_names()`; hyphens count as underscores, capitals as small letters.
         options: keyword arguments of its function, such as dim or dtype.
 
     Raises:
         ValueError: there is no such target; the message names the nearest one.
+        FileNotFoundError: what it is made of is neither in GENSAMP_DATA nor to be downloaded.
     """
-    known = name.lower().replace("-", "_")
-    every = _TARGETS | _DATA_SETS
-    if known in every:
-        return every[known](**options)
-    nearest = difflib.get_close_matches(known, every, n=1, cutoff=0.3)
-    hint = f"did you mean '{nearest[0]}'? " if nearest else ""
-    raise ValueError(f"no target is called '{name}'; {hint}there are {', '.join(sorted(every))}")
+    posteriors = {_plain(known): partial(posteriordb, known) for known in posteriordb_names()}
+    every = _TARGETS | _DATA_SETS | posteriors
+    if _plain(name) in every:
+        return every[_plain(name)](**options)
+    spelt = {_plain(known): known for known in (*_TARGETS, *_DATA_SETS, *posteriordb_names())}
+    nearest = difflib.get_close_matches(_plain(name), spelt, n=1, cutoff=0.3)
+    hint = f"did you mean '{spelt[nearest[0]]}'? " if nearest else ""
+    raise ValueError(f"no target is called '{name}'; {hint}there are {', '.join(sorted(spelt.values()))}")
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_")

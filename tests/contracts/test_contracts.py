@@ -10,7 +10,7 @@ import pytest
 
 from gensamp import registry
 from gensamp.core import Model, Target, Truth, bind
-from gensamp.testing import CONTRACTS, check_sampler
+from gensamp.testing import CONTRACTS, Tally, check_sampler, instrument
 
 NAMES = [entry.name for entry in registry.entries()]
 SLOW = ("grad", "shard_map")
@@ -111,6 +111,23 @@ def test_keeps_contracts_in_float64(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_keeps_contracts_on_images(name):
     assert hold(name, (4, 4, 1), jnp.float32, CONTRACTS)["state"] == "held"
+
+
+LEARNED = [entry.name for entry in registry.entries() if entry.makes == "model" and "events" in entry.needs]
+LATENT = ("vae", "iwae", "hierarchical_vae", "gan", "wgan")
+
+
+@pytest.mark.parametrize("name", [name if name in LATENT else pytest.param(name, marks=pytest.mark.slow) for name in LEARNED])
+def test_a_loss_calls_its_networks_as_often_as_it_says(name):
+    target = everything((3,), jnp.float32)
+    model, batch = registry.find(name).make(target, "tiny"), target.data[:8]
+    params, state = jax.jit(model.init)(jax.random.key(1), batch)
+    tally = Tally()
+    counted, _ = instrument(
+        model.loss, tally, networks=[f for f in networks_of(model.loss) if not f.__name__.endswith(("_init", "_empty"))]
+    )
+    _, (_, metrics) = jax.jit(counted)(params, state, jax.random.key(2), batch)
+    assert tally.take()["forwards"] == 8 * model.forwards + int(metrics.get("forwards", 0))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -116,6 +116,31 @@ def test_draws_that_are_not_finite_cost_the_verdict(target, judge):
     assert report.nonfinite == 1 and report.verdict == "distinguishable" and np.isfinite(report.energy.value)
     report = evaluate(given(np.full_like(x, np.inf)), target, judge=judge)
     assert report.nonfinite == N and report.energy is None and report.verdict == "distinguishable"
+    assert report.notes == (
+        "800 of 800 draws are not finite and left out of every statistic",
+        "there are no distances, errors or n_eq, which need at least 2 draws that are finite",
+    )
+
+
+def test_a_number_that_is_missing_is_accounted_for_in_a_sentence(target):
+    judge = Judge.of(jax.random.key(0), target, num_draws=28, num_reference=100)
+    x = np.random.default_rng(7).normal(size=(4, 50, 3)).astype(np.float32)
+    assert evaluate(given(x, chains=True), target, judge=judge).notes == ()
+    short = evaluate(given(x[:, :7], chains=True), target, judge=judge)
+    assert short.chains is None
+    assert short.notes == ("there are no ESS and R-hat, which need at least 8 draws per chain, and got 7",)
+    stuck = x.copy()
+    stuck[2, :, :2] = 1.0
+    assert evaluate(given(stuck, chains=True), target, judge=judge).notes == (
+        "ESS and R-hat of x[0] and 1 more are NaN, since a chain never moved there",
+    )
+    x[1, 3, 0] = np.nan
+    broken = evaluate(given(x, chains=True), target, judge=judge)
+    assert np.isnan(broken.chains.ess_bulk[0]) and np.isfinite(broken.energy.value)
+    assert broken.notes == (
+        "1 of 200 draws is not finite and left out of every statistic, and ESS and R-hat of the coordinates they touch are NaN",
+    )
+    assert broken.as_dict()["notes"] == list(broken.notes)
 
 
 def test_positions_of_another_shape_are_refused(target, judge):

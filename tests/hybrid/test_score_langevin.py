@@ -8,7 +8,7 @@ import pytest
 import gensamp as gs
 from gensamp import noise
 from gensamp.hybrid import score_langevin
-from gensamp.pushforward import ddpm
+from gensamp.pushforward import classifier_guidance, conditional, ddpm, label_guidance
 
 TEMPLATE = jnp.zeros(2)
 
@@ -64,3 +64,45 @@ def test_step_size_is_a_leaf_and_bad_input_is_refused():
         score_langevin(network, process, template=TEMPLATE, step_size=2.5)
     with pytest.raises(ValueError, match="num_levels=1"):
         score_langevin(network, process, template=TEMPLATE, num_levels=1)
+
+
+def towards_its_class(centres, params, x, t, label):
+    """eps, off by what moves the draws to a centre: 0 for the condition that stands for none."""
+    return x - centres[label]
+
+
+def leaning(t, x, condition):
+    return -0.5 * jnp.sum((x - condition) ** 2)
+
+
+def test_guidance_steers_its_score_draw_by_draw():
+    process, centres = noise.cosine(), jnp.array([[0.5, 0.0], [0.0, 0.5], [0.0, 0.0]])
+    network = gs.Network(gs.bind(no_params), gs.bind(towards_its_class, centres))
+    options = {"template": TEMPLATE, "num_levels": 3, "steps_per_level": 2, "conditional": True}
+    params = {"network": no_params(None), "shift": jnp.zeros(2), "scale": jnp.ones(2)}
+    guided = score_langevin(network, process, guidance=label_guidance(2, strength=None), **options)
+    plain = score_langevin(network, process, **options)
+
+    def run(model, each):
+        return gs.sample(jax.random.key(3), conditional(model, params), 4, each=each, progress=False)
+
+    labels = jnp.array([0, 1, 0, 1])
+    steered = run(guided, (labels, jnp.array([1.0, 1.0, 0.0, 0.0])))
+    told, untold = run(plain, labels), run(plain, jnp.full(4, 2))
+    np.testing.assert_allclose(steered.position[0, :2], told.position[0, :2], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(steered.position[0, 2:], untold.position[0, 2:], rtol=1e-4, atol=1e-5)
+    assert steered.ledger.sample.forwards == 2 * told.ledger.sample.forwards == 2 * 4 * 6
+    assert np.abs(told.position - untold.position).max() > 0.1
+
+
+def test_a_classifier_steers_its_score_and_its_gradients_are_counted():
+    process = noise.cosine()
+    network = gs.Network(gs.bind(no_params), gs.bind(exact, process))
+    options = {"template": TEMPLATE, "num_levels": 3, "steps_per_level": 2, "prediction": "eps"}
+    params = {"network": no_params(None), "shift": jnp.zeros(2), "scale": jnp.ones(2)}
+    model = score_langevin(network, process, guidance=classifier_guidance(gs.bind(leaning)), **options)
+    draw = jax.jit(gs.draw)
+    pulled = draw(jax.random.key(4), model.sampler(params, jnp.full(2, 3.0)))
+    plain = draw(jax.random.key(4), score_langevin(network, process, **options).sampler(params))
+    assert (pulled.position > plain.position).all()
+    assert pulled.info.forwards == pulled.info.gradients == plain.info.forwards == 6

@@ -43,7 +43,7 @@ def test_widths_must_be_positive_and_fit(tree):
         gs.mcmc.slice_sampling(tree, jnp.ones(2))
     with pytest.raises(ValueError, match=r"width \[1.0, 0.0, 1.0\]; expected positive"):
         gs.mcmc.slice_sampling(tree, np.array([1.0, 0.0, 1.0]))
-    with pytest.raises(ValueError, match="hit_and_run got step_size -1"):
+    with pytest.raises(ValueError, match="hit_and_run got width -1"):
         gs.mcmc.hit_and_run(tree, -1.0)
     with pytest.raises(ValueError, match=r"shape \[2\]; expected \[3\]"):
         gs.mcmc.hit_and_run(tree, inverse_mass_matrix=jnp.ones(2))

@@ -201,10 +201,10 @@ def test_fitted_by_the_one_loop_a_student_is_the_known_matrix(name):
         want = ddim_map(8)
     else:
         given = {"teacher": teacher} if name == "distillation" else {}
-        model = consistency(
-            network, PROCESS, template=TEMPLATE, levels=(10, 160), train_steps=1500, distance="squared", **given
-        )
+        # Without a teacher the error is of the first order in the levels; with one few do, and many want more steps than these.
+        levels = (10, 40 if given else 160)
+        model = consistency(network, PROCESS, template=TEMPLATE, levels=levels, train_steps=1500, distance="squared", **given)
         want = VECTORS @ np.diag(exact_end(1.0, np.array([0.2, 1.8]))) @ VECTORS.T / float(PROCESS.alpha(1.0))
     fitted = gs.fit(jax.random.key(0), model, EVENTS, optimizer=OPTIMIZER, num_steps=1500, batch_size=256, progress=False)
     one = mapped(model.sampler(fitted.params), jnp.eye(2))
-    np.testing.assert_allclose(one, want, atol={"training": 0.1, "distillation": 0.03, "progressive": 0.01}[name])
+    np.testing.assert_allclose(one, want, atol={"training": 0.1, "distillation": 0.02, "progressive": 0.01}[name])

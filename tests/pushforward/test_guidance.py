@@ -9,7 +9,7 @@ import gensamp as gs
 from gensamp import noise, paths
 from gensamp.nets import mlp
 from gensamp.predictions import PREDICTIONS, convert
-from gensamp.pushforward import conditional
+from gensamp.pushforward import conditional, ddim, ddpm, uniform_time
 from gensamp.pushforward.diffusion import (
     adaptive,
     ancestral,
@@ -230,6 +230,26 @@ def test_strengths_of_zero_and_one_are_the_plain_models():
         one, other = draw(guided.sampler(params, jnp.int32(condition))), draw(plain.sampler(params, jnp.int32(alone)))
         np.testing.assert_allclose(one.position, other.position, rtol=1e-4, atol=1e-5)
         assert one.info.forwards == 2 * other.info.forwards == 6
+
+
+@pytest.mark.parametrize("build", [ddpm, ddim], ids=["ddpm", "ddim"])
+def test_ddpm_and_ddim_are_steered_as_a_diffusion_model_is(build):
+    network = mlp(TEMPLATE, width=8, depth=1, num_classes=4)
+    options = {"template": TEMPLATE, "num_steps": 3, "conditional": True, "guidance": label_guidance(3, strength=None)}
+    params, labels, strengths = n_init(network, 0), jnp.arange(4) % 3, jnp.array([0.0, 1.0, 1.0, 2.5])
+    solver = ancestral if build is ddpm else ddim_sampler
+    same = diffusion_model(network, PROCESS, solver=solver, grid=uniform_time(3), **options)
+    runs = [
+        gs.sample(jax.random.key(2), conditional(model, params), 4, each=(labels, strengths), progress=False)
+        for model in (build(network, PROCESS, **options), same)
+    ]
+    # One takes eps from the network and the other x_0, and at t = 1 either is the other divided by little.
+    np.testing.assert_allclose(*(run.position for run in runs), rtol=1e-3, atol=1e-3)
+    assert [run.ledger.sample.forwards for run in runs] == [4 * 3 * 2] * 2
+    with pytest.raises(ValueError, match="got a model that is not conditional; build the model with conditional=True"):
+        build(network, PROCESS, template=TEMPLATE, guidance=label_guidance(3))
+    with pytest.raises(TypeError, match="guidance"):
+        build(network, PROCESS, template=TEMPLATE, guidance=2.0)
 
 
 def test_training_shows_the_null_condition_as_often_as_asked():

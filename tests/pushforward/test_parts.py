@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import gensamp as gs
+from gensamp.pushforward import hierarchical_vae, ladder
 from gensamp.pushforward.diffusion.losses import check_parts
 from gensamp.training import Fitted
 
@@ -29,17 +30,36 @@ def test_a_wrong_network_or_noise_is_named(network, process, message):
         check_parts(network, process)
 
 
-@pytest.mark.parametrize(
-    "model",
-    [
-        gs.pushforward.ddpm(NETWORK, gs.noise.cosine(), template=TEMPLATE),
-        gs.pushforward.ddim(NETWORK, gs.noise.cosine(), template=TEMPLATE),
-        gs.pushforward.diffusion_model(NETWORK, gs.noise.cosine(), template=TEMPLATE),
-        gs.pushforward.realnvp(TEMPLATE, num_layers=2, width=4),
-    ],
-    ids=["ddpm", "ddim", "diffusion_model", "realnvp"],
-)
-def test_what_are_no_parameters_of_the_model_is_named(model):
+def families(width):
+    """One model of every learned family, as wide as told."""
+    network, process, likeness = gs.nets.mlp(TEMPLATE, width=width, depth=1), gs.noise.cosine(), {"template": TEMPLATE}
+    generator, critic = gs.nets.generator(TEMPLATE, 16, width=width, depth=1), gs.nets.critic(TEMPLATE, width=4, depth=1)
+    return {
+        "ddpm": gs.pushforward.ddpm(network, process, **likeness),
+        "ddim": gs.pushforward.ddim(network, process, **likeness),
+        "diffusion_model": gs.pushforward.diffusion_model(network, process, **likeness),
+        "variational_diffusion": gs.pushforward.variational_diffusion(network, **likeness),
+        "flow_matching": gs.pushforward.flow_matching(network, **likeness),
+        "consistency": gs.pushforward.consistency(network, process, **likeness),
+        "progressive": gs.pushforward.progressive(network, process, **likeness),
+        "score_langevin": gs.hybrid.score_langevin(network, process, **likeness),
+        "realnvp": gs.pushforward.realnvp(TEMPLATE, num_layers=2, width=width),
+        "vae": gs.pushforward.vae(TEMPLATE, width=width),
+        "importance_weighted": gs.pushforward.vae(TEMPLATE, width=width, num_importance=3),
+        "ladder": hierarchical_vae(ladder(TEMPLATE, num_groups=2, width=width)),
+        "gan": gs.pushforward.gan(TEMPLATE, generator=generator, critic=critic),
+        "made": gs.pushforward.made(TEMPLATE, width=width, depth=1),
+        "pixelcnn": gs.pushforward.pixelcnn(TEMPLATE, width=width, depth=1),
+        "causal_transformer": gs.pushforward.causal_transformer(TEMPLATE, width=width, depth=1, num_heads=2),
+    }  # fmt: skip
+
+
+MODELS, WIDER = families(4), families(8)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_are_no_parameters_of_the_model_is_named(name):
+    model = MODELS[name]
     params = fitted_like(model)
     whole = Fitted(params, None, (), {}, gs.core.Ledger(), "finished", "")
     with pytest.raises(TypeError, match=r"got Fitted as its parameters; expected model.sampler\(fitted.params\)"):
@@ -48,10 +68,33 @@ def test_what_are_no_parameters_of_the_model_is_named(model):
         model.sampler(None)
     with pytest.raises(TypeError, match=r"with the entries \['weights'\]; expected"):
         model.sampler({"weights": jnp.zeros(3)})
-    other = params | {"shift": jax.ShapeDtypeStruct((3,), jnp.float32)}
-    with pytest.raises(ValueError, match=r"parameters with a shift of shapes? \[3\]; expected"):
-        model.sampler(other)
+    with pytest.raises(ValueError, match=r"got parameters whose [\w/]+ has shape \[[\d, ]+\]; expected \[[\d, ]+\]: those of"):
+        model.sampler(fitted_like(WIDER[name]))
     assert jax.eval_shape(model.sampler, params).num_steps is not None
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameters_for_other_events_are_named(name):
+    model = MODELS[name]
+    params = fitted_like(model)
+    frame = params.get("frame", params)
+    moved = {**frame, "shift": jax.ShapeDtypeStruct((3,), jnp.float32)}
+    with pytest.raises(ValueError, match=r"parameters (with a|whose) [\w/]*shift (of shapes|has shape) \[3\]; expected"):
+        model.sampler({**params, "frame": moved} if "frame" in params else moved)
+
+
+def test_a_network_of_another_make_is_named():
+    model, deeper = (
+        gs.pushforward.ddpm(gs.nets.mlp(TEMPLATE, width=4, depth=n), gs.noise.cosine(), template=TEMPLATE) for n in (1, 2)
+    )
+    with pytest.raises(
+        ValueError, match=r"got parameters without network/Dense_\d/bias; expected those of a fit of this model"
+    ):
+        deeper.sampler(fitted_like(model))
+    with pytest.raises(ValueError, match=r"with network/Dense_\d/bias, which this model does not have; expected"):
+        model.sampler(fitted_like(deeper))
+    with pytest.raises(TypeError, match="with a frame of ArrayImpl; expected shift and scale"):
+        gs.pushforward.vae(TEMPLATE).sampler(fitted_like(gs.pushforward.vae(TEMPLATE)) | {"frame": jnp.zeros(2)})
 
 
 def test_a_target_is_no_template():

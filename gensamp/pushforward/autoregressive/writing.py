@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from gensamp.core import Info, Model, Sampler, Static, Traits, bind, scalar
 from gensamp.nets.event import Event
 from gensamp.pushforward.autoregressive.mixtures import Mixture
-from gensamp.pushforward.frame import enter, fit_frame, leave, log_volume
+from gensamp.pushforward.frame import check_frame, check_params, enter, fit_frame, leave, log_volume, shapes_of
 from gensamp.pushforward.lattice import Lattice, dequantised, in_bits
 
 __all__ = ["Scribe", "check_lattice", "writing"]
@@ -115,6 +115,8 @@ def _loss(event, sites, apply, law, on, cell, params, state, key, batch):
 
 
 def _sampler(event, sites, scribe, law, density, params):
+    check_params(params, {"frame": None, "network": shapes_of(scribe.init)})
+    check_frame(params["frame"], event.template)
     return Sampler(
         start=bind(_empty, event, sites),
         init=bind(_stand, scribe.empty),

@@ -22,7 +22,8 @@ from gensamp.nets.event import Event
 from gensamp.noise import FLOOR, Noise, root
 from gensamp.predictions import Prediction, combine
 from gensamp.pushforward.diffusion.grids import uniform_time
-from gensamp.pushforward.diffusion.losses import denoiser, denoising_init, denoising_loss
+from gensamp.pushforward.diffusion.guidance import Guidance, steered, with_dropout
+from gensamp.pushforward.diffusion.losses import denoising_init, denoising_loss
 from gensamp.pushforward.diffusion.solver import guess, pose, reverse
 from gensamp.pushforward.frame import frame_of
 
@@ -72,6 +73,7 @@ def ddpm(
     clip: Any = None,
     prediction: Literal["eps", "v"] = "v",
     conditional: bool = False,
+    guidance: Guidance | None = None,
 ) -> Model:
     """A denoising diffusion model with ancestral sampling.
 
@@ -85,15 +87,19 @@ def ddpm(
             biases a good one.
         prediction: what the network returns, see `losses`: "v", or "eps" as in the paper.
         conditional: batches are pairs (events, conditions), and samplers are made by model.sampler(params, condition).
+        guidance: None, or what steers the draws, as for `diffusion_model`.
 
     Returns:
-        Model; one forward per event in a loss, one per step of a draw. Its parameters fit `ddim` and `score_langevin` of the
-        same network, noise and prediction.
+        Model; one forward per event in a loss, one per step of a draw, or what the guidance makes of it. Its parameters fit
+        `ddim` and `score_langevin` of the same network, noise and prediction.
+
+    Raises:
+        TypeError, ValueError: the grid or the clip is none, or guidance by labels is asked of a model that has no conditions.
     """
     event = Event.of(template)
     return Model(
         init=denoising_init(network, conditional),
-        loss=denoising_loss(network, noise, template, conditional, prediction),
+        loss=with_dropout(guidance, denoising_loss(network, noise, template, conditional, prediction), conditional),
         sampler=bind(
             _model_sampler,
             network,
@@ -102,6 +108,7 @@ def ddpm(
             event,
             model_clip(clip, event.template),
             Static(prediction),
+            guidance,
         ),
     )
 
@@ -140,10 +147,10 @@ def _step(problem, key, x, index):
     return combine(kept, x, moved, x0, spread, problem.event.normal(key)), Info.of(forwards=1)
 
 
-def _model_sampler(network, noise, grid, event, clip, prediction, params, *condition):
-    frame = frame_of(params, event.template)
+def _model_sampler(network, noise, grid, event, clip, prediction, guidance, params, *condition):
+    frame = frame_of(params, event.template, network)
     return ancestral(
-        denoiser(network, noise, params, condition, prediction.value),
+        steered(guidance, network, noise, params, condition, prediction.value, "eps"),
         noise,
         grid,
         event.template,

@@ -36,7 +36,7 @@ from gensamp.pushforward.diffusion.grids import karras, times_of_log_snr
 from gensamp.pushforward.diffusion.losses import denoiser, split_condition
 from gensamp.pushforward.diffusion.solver import guess, known, pose, reverse
 from gensamp.pushforward.diffusion.weightings import log_normal_levels
-from gensamp.pushforward.frame import enter
+from gensamp.pushforward.frame import enter, frame_of
 
 __all__ = ["consistency", "consistency_function", "consistency_sampler"]
 
@@ -223,7 +223,8 @@ def _function(network, noise, weights, condition, t, x):
 
 
 def _model_sampler(network, noise, grid, event, clip, params, *condition):
+    frame = frame_of(params, event.template, network)
     return consistency_sampler(
         consistency_function(network, noise, params["network"], condition), noise, grid, event.template, clip=clip,
-        data_variance=1.0, frame={"shift": params["shift"], "scale": params["scale"]},
+        data_variance=1.0, frame=frame,
     )  # fmt: skip

@@ -16,10 +16,11 @@ import jax
 from gensamp.core import Info, Model, Network, Sampler, Static, bind, scalar
 from gensamp.nets.event import Event
 from gensamp.noise import Noise, root
-from gensamp.predictions import Prediction, combine
+from gensamp.predictions import Prediction
 from gensamp.pushforward.diffusion.ancestral import model_clip, model_grid, posterior_variance
-from gensamp.pushforward.diffusion.losses import denoiser, denoising_init, denoising_loss
-from gensamp.pushforward.diffusion.solver import fresh_normal, guess, pose, reverse
+from gensamp.pushforward.diffusion.guidance import Guidance, steered, with_dropout
+from gensamp.pushforward.diffusion.losses import denoising_init, denoising_loss
+from gensamp.pushforward.diffusion.solver import guess, looked_up, pose, reverse, stirred
 from gensamp.pushforward.frame import frame_of
 
 __all__ = ["ddim", "ddim_sampler"]
@@ -66,39 +67,45 @@ def ddim(
     clip: Any = None,
     prediction: Literal["eps", "v"] = "v",
     conditional: bool = False,
+    guidance: Guidance | None = None,
 ) -> Model:
     """A denoising diffusion model with DDIM sampling: the loss and the parameters of `ddpm`, another way to draw.
 
     Args:
         eta: 0 (deterministic) to 1 (ancestral), a leaf.
-        network, noise, template, num_steps, grid, clip, prediction, conditional: as for `ddpm`.
+        network, noise, template, num_steps, grid, clip, prediction, conditional, guidance: as for `ddpm`.
 
     Returns:
-        Model; one forward per event in a loss, one per step of a draw.
+        Model; one forward per event in a loss, one per step of a draw, or what the guidance makes of it.
     """
     event = Event.of(template)
     return Model(
         init=denoising_init(network, conditional),
-        loss=denoising_loss(network, noise, template, conditional, prediction),
+        loss=with_dropout(guidance, denoising_loss(network, noise, template, conditional, prediction), conditional),
         sampler=bind(
             _model_sampler, network, noise, model_grid(grid, num_steps), event, model_clip(clip, event.template),
-            scalar(eta, event.template), Static(prediction),
+            scalar(eta, event.template), Static(prediction), guidance,
         ),
     )  # fmt: skip
 
 
 def _step(problem, eta, key, x, index):
+    t, kept, direction, fresh = looked_up(index, _coefficients, problem, eta)
+    x0, eps = guess(problem, t, x)
+    return stirred(problem, fresh, key, kept, x0, direction, eps), Info.of(forwards=1)
+
+
+def _coefficients(problem, eta, index):
+    """This time, and the coefficients of x_0, eps and z."""
     noise = problem.noise
     t, s = problem.times[index], problem.times[index + 1]
-    x0, eps = guess(problem, t, x)
     fresh = eta * root(posterior_variance(noise, t, s))
-    direction = root(noise.sigma(s) ** 2 - fresh**2)
-    return combine(noise.alpha(s), x0, direction, eps, fresh, fresh_normal(problem, fresh, key)), Info.of(forwards=1)
+    return t, noise.alpha(s), root(noise.sigma(s) ** 2 - fresh**2), fresh
 
 
-def _model_sampler(network, noise, grid, event, clip, eta, prediction, params, *condition):
-    frame = frame_of(params, event.template)
+def _model_sampler(network, noise, grid, event, clip, eta, prediction, guidance, params, *condition):
+    frame = frame_of(params, event.template, network)
     return ddim_sampler(
-        denoiser(network, noise, params, condition, prediction.value), noise, grid, event.template,
+        steered(guidance, network, noise, params, condition, prediction.value, "eps"), noise, grid, event.template,
         eta=eta, clip=clip, data_variance=1.0, frame=frame,
     )  # fmt: skip

@@ -34,7 +34,7 @@ from gensamp.pushforward.diffusion.multistep import (
     past_times,
     usable_nodes,
 )
-from gensamp.pushforward.diffusion.solver import first_order, guess, level, pose, reverse
+from gensamp.pushforward.diffusion.solver import first_order, guess, level, looked_up, pose, reverse
 
 __all__ = ["deis"]
 
@@ -82,17 +82,22 @@ def deis(
 
 def _step(problem, static, key, state, index):
     del key
-    order, place = static.value
+    order, _ = static.value
     x, memory = state
-    now, then = level(problem, index), level(problem, index + 1)
-    x0, eps = guess(problem, now.t, x)
-    times = past_times(problem, index, order)
-    nodes, moments = place(problem, now, then, times)
-    weights = node_weights(nodes, moments, usable_nodes(times))
-    kept = then.alpha / jnp.maximum(now.alpha, FLOOR)
+    t, then, kept, weights = looked_up(index, _coefficients, problem, static)
+    x0, eps = guess(problem, t, x)
     moved = combine(kept, x, *pairs(weights, (eps, *memory)[:order]))
     x = jax.tree.map(lambda a, b: jnp.where(then.clean, a, b), first_order(then, x0, eps), moved)
     return (x, (eps, *memory)[: len(memory)]), Info.of(forwards=1)
+
+
+def _coefficients(problem, static, index):
+    """This time, the next one, and the coefficients of x and of the eps."""
+    order, place = static.value
+    now, then = level(problem, index), level(problem, index + 1)
+    times = past_times(problem, index, order)
+    nodes, moments = place(problem, now, then, times)
+    return now.t, then, then.alpha / jnp.maximum(now.alpha, FLOOR), node_weights(nodes, moments, usable_nodes(times))
 
 
 def _in_log_snr(problem, now, then, times):

@@ -20,16 +20,17 @@ import jax.numpy as jnp
 
 from gensamp.core import Info, Sampler, Static, scalar
 from gensamp.noise import FLOOR, Noise, root
-from gensamp.predictions import Prediction, combine
+from gensamp.predictions import Prediction
 from gensamp.pushforward.diffusion.multistep import (
     exponential_moments,
     half_log_snr,
+    landed,
     node_weights,
     pairs,
     past_times,
     usable_nodes,
 )
-from gensamp.pushforward.diffusion.solver import first_order, fresh_normal, guess, level, pose, reverse
+from gensamp.pushforward.diffusion.solver import guess, level, looked_up, pose, reverse, stirred
 
 __all__ = ["dpm_solver_pp"]
 
@@ -71,16 +72,21 @@ def dpm_solver_pp(
 
 def _step(problem, eta, order, key, state, index):
     x, memory = state
+    t, kept, weights, fresh = looked_up(index, _coefficients, problem, eta, order)
+    x0, _ = guess(problem, t, x)
+    guesses = (x0, *memory)[: order.value]
+    x = stirred(problem, fresh, key, kept, x, *pairs(weights, guesses))
+    return (x, (x0, *memory)[: len(memory)]), Info.of(forwards=1)
+
+
+def _coefficients(problem, eta, order, index):
+    """This time, and the coefficients of x, of the guesses and of z."""
     now, then = level(problem, index), level(problem, index + 1)
-    x0, eps = guess(problem, now.t, x)
     h = then.lam - now.lam
     times = past_times(problem, index, order.value)
     moments = exponential_moments(order.value, h, 1 + eta)
     nodes = half_log_snr(problem, times) - now.lam
     weights = then.alpha * node_weights(nodes, moments, usable_nodes(times), pair=h / 2 * moments[0])
     kept = then.sigma / jnp.maximum(now.sigma, FLOOR) * jnp.exp(-eta * h)
-    fresh = then.sigma * root(-jnp.expm1(-2 * eta * h))
-    guesses = pairs(weights, (x0, *memory)[: order.value])
-    moved = combine(kept, x, fresh, fresh_normal(problem, fresh, key), *guesses)
-    x = jax.tree.map(lambda a, b: jnp.where(then.clean, a, b), first_order(then, x0, eps), moved)
-    return (x, (x0, *memory)[: len(memory)]), Info.of(forwards=1)
+    fresh = jnp.where(then.clean, 0, then.sigma * root(-jnp.expm1(-2 * eta * h)))
+    return now.t, *landed(now, then, kept, weights), fresh

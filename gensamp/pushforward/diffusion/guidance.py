@@ -17,7 +17,8 @@ Rescale: strong guidance inflates a guess; a share phi of it is brought back to 
 (Lin et al. 2024, equations 15 and 16), taken in v as in the paper.
 
 Two forms. `classifier_free`, `autoguided`, `classifier_guided` make a denoiser of denoisers, learned or exact, for any solver.
-`label_guidance`, `autoguidance`, `classifier_guidance` are what `diffusion_model(guidance=)` takes. Row "diffusion".
+`label_guidance`, `autoguidance`, `classifier_guidance` are what `diffusion_model(guidance=)` takes, and `ddpm`, `ddim` and
+`score_langevin` likewise. Row "diffusion".
 """
 
 from dataclasses import dataclass
@@ -32,10 +33,11 @@ from gensamp.nets.event import Event
 from gensamp.noise import FLOOR, Noise, score_to_eps
 from gensamp.predictions import Prediction, check_prediction, combine, convert
 from gensamp.pushforward.diffusion.guided import Guided, cost
+from gensamp.pushforward.diffusion.losses import denoiser
 
 __all__ = [
     "Guidance", "autoguidance", "autoguided", "classifier_free", "classifier_guidance", "classifier_guided", "label_guidance",
-    "shifted", "with_dropout",
+    "shifted", "steered", "with_dropout",
 ]  # fmt: skip
 
 
@@ -145,7 +147,7 @@ def label_guidance(
     rescale: Any = None,
     dropout: Any = 0.1,
 ) -> Guidance:
-    """Classifier-free guidance for a conditional model of one network, `diffusion_model(conditional=True, guidance=)`.
+    """Classifier-free guidance for a conditional model of one network, such as `diffusion_model(conditional=True, guidance=)`.
 
     Training replaces each condition by `null` with probability `dropout` (Ho and Salimans 2022, algorithm 1).
 
@@ -205,17 +207,42 @@ def shifted(noise: Noise, t: Any, value: PyTree, shift: PyTree, prediction: str)
     return jax.tree.map(jnp.add, value, convert(noise, t, zero, eps, "eps", prediction))
 
 
+def steered(
+    guidance: Guidance | None, network: Network, noise: Noise, params: Any, condition: tuple, prediction: str, returns: Any
+) -> Any:
+    """A fitted network as a denoiser for any sampler, guided where there is a guidance: `denoiser` of `losses`, and more.
+
+    Args:
+        params: "network", "shift" and "scale". condition: what the sampler was told, none or one. prediction: what the network
+            returns. returns: what the denoiser does, "eps", "x0" or "velocity".
+    """
+    predict = bind(_predict, noise, Static((prediction, returns)))
+    if guidance is None:
+        return predict(network, params, condition)
+    return guidance.apply(predict, network, params, noise, returns, condition)
+
+
 def with_dropout(guidance: Guidance | None, loss: Any, conditional: bool) -> Any:
     """A model's loss, showing the null condition as often as the guidance asks.
 
     Raises:
-        ValueError: the guidance is by labels, and the model is not conditional.
+        TypeError: the guidance is none.
+        ValueError: it is by labels, and the model is not conditional.
     """
-    if guidance is None or guidance.dropout is None:
+    if guidance is None:
+        return loss
+    if not isinstance(guidance, Guidance):
+        raise TypeError(f"guidance is {type(guidance).__name__}; expected a Guidance, such as label_guidance(...), or None")
+    if guidance.dropout is None:
         return loss
     if not conditional:
-        raise ValueError("label_guidance got a model that is not conditional; expected diffusion_model(conditional=True)")
+        raise ValueError("label_guidance got a model that is not conditional; build the model with conditional=True")
     return bind(_dropping, guidance.null, guidance.dropout, loss)
+
+
+def _predict(noise, static, network, params, condition):
+    prediction, returns = static.value
+    return denoiser(network, noise, params, condition, prediction, returns)
 
 
 def _between(name, denoise, other, noise, strength, interval, rescale, prediction) -> Guided:

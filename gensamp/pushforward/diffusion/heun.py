@@ -24,13 +24,13 @@ from gensamp.pushforward.diffusion.solver import (
     Problem,
     field,
     first_order,
-    fresh_normal,
     guess,
     known,
     level,
     level_at,
     pose,
     reverse,
+    stirred,
 )
 
 __all__ = ["heun"]
@@ -93,7 +93,7 @@ def _step(problem, raised, size, key, x, index):
     fresh = size * root(jnp.maximum(high.sigma**2 - (grown * now.sigma) ** 2, 0))
     # Where nothing is churned in, the event stays as it is, to the bit.
     grown, fresh = (jnp.where(high.t > now.t, a, b) for a, b in ((grown, 1.0), (fresh, 0.0)))
-    x = combine(grown, x, fresh, fresh_normal(problem, fresh, key))
+    x = stirred(problem, fresh, key, grown, x)
 
     x0, eps = guess(problem, high.t, x)
     velocity = field(problem, high.t, x0, eps)

@@ -17,7 +17,7 @@ from gensamp.core import Info, Sampler, Static
 from gensamp.noise import Noise
 from gensamp.predictions import Prediction, combine
 from gensamp.pushforward.diffusion.multistep import node_weights, pairs, past_times, usable_nodes
-from gensamp.pushforward.diffusion.solver import field, first_order, guess, level, pose, reverse
+from gensamp.pushforward.diffusion.solver import field, first_order, guess, level, looked_up, pose, reverse
 
 __all__ = ["lms"]
 
@@ -55,13 +55,18 @@ def lms(
 def _step(problem, order, key, state, index):
     del key
     x, memory = state
+    t, then, weights = looked_up(index, _coefficients, problem, order)
+    x0, eps = guess(problem, t, x)
+    velocity = field(problem, t, x0, eps)
+    moved = combine(jnp.ones_like(t), x, *pairs(weights, (velocity, *memory)[: order.value]))
+    x = jax.tree.map(lambda a, b: jnp.where(then.clean, a, b), first_order(then, x0, eps), moved)
+    return (x, (velocity, *memory)[: len(memory)]), Info.of(forwards=1)
+
+
+def _coefficients(problem, order, index):
+    """This time, the next one, and the weights of the velocities."""
     now, then = level(problem, index), level(problem, index + 1)
-    x0, eps = guess(problem, now.t, x)
-    velocity = field(problem, now.t, x0, eps)
     length = then.t - now.t
     times = past_times(problem, index, order.value)
     moments = jnp.stack([length ** (k + 1) / (k + 1) for k in range(order.value)])
-    weights = node_weights(times - now.t, moments, usable_nodes(times))
-    moved = combine(jnp.ones_like(length), x, *pairs(weights, (velocity, *memory)[: order.value]))
-    x = jax.tree.map(lambda a, b: jnp.where(then.clean, a, b), first_order(then, x0, eps), moved)
-    return (x, (velocity, *memory)[: len(memory)]), Info.of(forwards=1)
+    return now.t, then, node_weights(times - now.t, moments, usable_nodes(times))

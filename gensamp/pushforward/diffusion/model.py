@@ -15,8 +15,8 @@ from gensamp.nets.event import Event
 from gensamp.noise import Noise
 from gensamp.pushforward.diffusion.ancestral import model_clip
 from gensamp.pushforward.diffusion.grids import uniform_log_snr
-from gensamp.pushforward.diffusion.guidance import Guidance, with_dropout
-from gensamp.pushforward.diffusion.losses import denoiser, denoising_init, denoising_loss
+from gensamp.pushforward.diffusion.guidance import Guidance, steered, with_dropout
+from gensamp.pushforward.diffusion.losses import denoising_init, denoising_loss
 from gensamp.pushforward.diffusion.unipc import unipc
 from gensamp.pushforward.diffusion.weightings import Weighting
 from gensamp.pushforward.frame import frame_of
@@ -104,22 +104,13 @@ def _unasked(t, x):
 def _model_sampler(network, noise, grid, event, clip, static, leaves, guidance, likelihood, params, *condition):
     solver, prediction, options = static.value
     returns = "velocity" if prediction == "velocity" else "x0"
-    frame = frame_of(params, event.template)
-    predict = bind(_predict, noise, Static((prediction, returns)))
-    if guidance is None:
-        denoise = predict(network, params, condition)
-    else:
-        denoise = guidance.apply(predict, network, params, noise, returns, condition)
+    frame = frame_of(params, event.template, network)
+    denoise = steered(guidance, network, noise, params, condition, prediction, returns)
     problem = {"prediction": returns, "clip": clip, "data_variance": 1.0, "frame": frame}
     sampler = solver(denoise, noise, grid, event.template, **problem, **dict(options), **leaves)
     if likelihood is None:
         return sampler
     return dataclasses.replace(sampler, log_density=likelihood(denoise, noise, grid, event.template, **problem))
-
-
-def _predict(noise, static, network, params, condition):
-    prediction, returns = static.value
-    return denoiser(network, noise, params, condition, prediction, returns)
 
 
 def _log_density(make, params, x, *condition):

@@ -23,9 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gensamp.pushforward.diffusion.solver import Problem
+from gensamp.noise import FLOOR
+from gensamp.pushforward.diffusion.solver import Level, Problem
 
-__all__ = ["exponential_moments", "half_log_snr", "node_weights", "pairs", "past_times", "phi", "usable_nodes"]
+__all__ = ["exponential_moments", "half_log_snr", "landed", "node_weights", "pairs", "past_times", "phi", "usable_nodes"]
 
 
 def phi(order: int, z: Any) -> jax.Array:
@@ -100,6 +101,16 @@ def node_weights(nodes: jax.Array, moments: jax.Array, usable: jax.Array, *, pai
     products = jnp.prod(jnp.where(inside, gaps[:, None, :], 1), axis=2)
     taken = (order[None, :] >= order[:, None]) & (order[None, :] < usable)
     return jnp.sum(jnp.where(taken, jnp.stack(integrals)[None, :] / products, 0), axis=1)
+
+
+def landed(now: Level, then: Level, kept: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Coefficients of x and of guesses of x_0 [p]: those given, or where no noise is left those of `first_order`.
+
+    There alpha_s x_0 + sigma_s eps is written with eps = (x - alpha_t x_0) / sigma_t: an event less to go through.
+    """
+    share = then.sigma / jnp.maximum(now.sigma, FLOOR)
+    last = jnp.zeros_like(weights).at[0].set(then.alpha - share * now.alpha)
+    return jnp.where(then.clean, share, kept), jnp.where(then.clean, last, weights)
 
 
 def pairs(coefficients: jax.Array, events: Sequence[Any]) -> list[Any]:

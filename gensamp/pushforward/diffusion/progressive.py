@@ -27,7 +27,7 @@ from gensamp.pushforward.diffusion.ddim import ddim_sampler
 from gensamp.pushforward.diffusion.distillation import check_teacher, student_params
 from gensamp.pushforward.diffusion.grids import uniform_time
 from gensamp.pushforward.diffusion.losses import denoiser, split_condition
-from gensamp.pushforward.frame import enter
+from gensamp.pushforward.frame import enter, frame_of
 
 __all__ = ["progressive"]
 
@@ -133,7 +133,8 @@ def _ddim(guess, noise, t, s, x):
 
 
 def _sampler(network, noise, grid, event, clip, params, *condition):
+    frame = frame_of(params, event.template, network)
     return ddim_sampler(
         denoiser(network, noise, params, condition, "v", "x0"), noise, grid, event.template, prediction="x0", clip=clip,
-        data_variance=1.0, frame={"shift": params["shift"], "scale": params["scale"]},
+        data_variance=1.0, frame=frame,
     )  # fmt: skip

@@ -34,7 +34,10 @@ from gensamp.predictions import check_prediction, combine, rates, to_eps, to_x0
 from gensamp.pushforward.diffusion.guided import charged
 from gensamp.pushforward.frame import enter, identity_frame, leave
 
-__all__ = ["Level", "Problem", "field", "first_order", "fresh_normal", "guess", "known", "level", "level_at", "pose", "reverse"]
+__all__ = [
+    "Level", "Problem", "field", "first_order", "guess", "known", "level", "level_at", "looked_up", "pose", "reverse",
+    "stirred",
+]  # fmt: skip
 
 
 @register_dataclass
@@ -114,7 +117,8 @@ def reverse(problem: Problem, step: Any, *given: Any, memory: int = 0) -> Sample
         memory: 0: the state is x. n: the state is (x, (event, ...)) with n remembered events, zero at the start.
     """
     return Sampler(
-        start=bind(_start, problem),
+        # The start needs no denoiser: its parameters are handed to programs once, and not twice.
+        start=bind(_start, dataclasses.replace(problem, denoise=None, clip=None)),
         init=bind(_remember, Static(memory)) if memory else bind(_stand),
         step=charged(bind(step, problem, *given), problem.denoise),
         position=bind(_leave_first if memory else leave, problem.frame),
@@ -126,6 +130,17 @@ def reverse(problem: Problem, step: Any, *given: Any, memory: int = 0) -> Sample
 def level(problem: Problem, index: Any) -> Level:
     """The grid's time number `index` (the first for a negative one)."""
     return level_at(problem.noise, problem.times[jnp.maximum(index, 0)])
+
+
+def looked_up(index: Any, coefficients: Any, problem: Problem, *given: Any) -> Any:
+    """`coefficients(problem, *given, index)`, a tree of numbers that depend on the grid and not on the draw.
+
+    They are asked for at all steps at once. So XLA takes them out of the loop over steps, where every one of them would be a
+    kernel call of its own in every step.
+    """
+    steps = jnp.arange(problem.times.size - 1, dtype=jnp.int32)
+    rows = jax.vmap(lambda step: coefficients(problem, *given, step))(steps)
+    return jax.tree.map(lambda row: jax.lax.dynamic_index_in_dim(row, index, keepdims=False), rows)
 
 
 def level_at(noise: Noise, t: Any) -> Level:
@@ -159,13 +174,17 @@ def first_order(then: Level, x0: Any, eps: Any) -> Any:
     return combine(then.alpha, x0, then.sigma, eps)
 
 
-def fresh_normal(problem: Problem, amount: Any, key: Any) -> Any:
-    """Standard normal numbers like one event, or zeros where `amount`, what they will be multiplied by, is zero.
+def stirred(problem: Problem, amount: Any, key: Any, *terms: Any) -> Any:
+    """combine(*terms) + amount z with z standard normal; where the amount is zero, no numbers are drawn.
 
     A deterministic solver is a stochastic one at eta = 0, which is a leaf; drawing numbers to multiply them by zero cost four
     times the rest of a step.
     """
-    return jax.lax.cond(amount > 0, problem.event.normal, lambda key: problem.event.zeros(), key)
+
+    def stir(x):
+        return jax.tree.map(jnp.add, x, combine(amount, problem.event.normal(key)))
+
+    return jax.lax.cond(amount > 0, stir, lambda x: x, combine(*terms))
 
 
 def known(value: Any) -> np.ndarray | None:

@@ -22,12 +22,13 @@ from gensamp.predictions import Prediction, combine
 from gensamp.pushforward.diffusion.multistep import (
     exponential_moments,
     half_log_snr,
+    landed,
     node_weights,
     pairs,
     past_times,
     usable_nodes,
 )
-from gensamp.pushforward.diffusion.solver import first_order, guess, level, pose, reverse
+from gensamp.pushforward.diffusion.solver import guess, level, looked_up, pose, reverse
 
 __all__ = ["unipc"]
 
@@ -59,27 +60,35 @@ def unipc(
     if order not in (1, 2, 3):
         raise ValueError(f"unipc got order={order}; expected 1, 2 or 3")
     problem = pose("unipc", denoise, noise, grid, template, prediction, clip, data_variance, frame)
-    # Remembered besides the guesses: the corrected event of the step before.
-    return reverse(problem, _step, Static(order), memory=1 + order)
+    # Remembered besides the guesses: the corrected event, as far as it is known before the guess that it waits for. The event
+    # that the step started from would do as well, and every event that is remembered is copied in every step.
+    return reverse(problem, _step, Static(order), memory=order)
 
 
 def _step(problem, order, key, state, index):
     del key
-    x, (before, *guesses) = state
+    x, (begun, *guesses) = state
+    t, idle, newest, prediction, correction = looked_up(index, _coefficients, problem, order)
+    x0, _ = guess(problem, t, x)
+
+    # The correction of the step that led here: what was known of it before, and the new guess.
+    corrected = combine(jnp.ones_like(newest), begun, newest, x0)
+    x = jax.tree.map(lambda a, b: jnp.where(idle, a, b), x, corrected)
+
+    guesses = (x0, *guesses)
+    ahead, begun = (combine(kept, x, *pairs(weights, guesses)) for kept, weights in (prediction, correction))
+    return (ahead, (begun, *guesses[:-1])), Info.of(forwards=1)
+
+
+def _coefficients(problem, order, index):
+    """This time; whether there is nothing to correct, and the weight of the newest guess where there is; what predicts the
+    next event; what corrects it, but for the guess that is yet to be made there."""
     last, now, then = (level(problem, index + k) for k in (-1, 0, 1))
-    x0, eps = guess(problem, now.t, x)
-
-    # The correction of the step that led here: the polynomial through the new guess joins those it was made with.
-    times = past_times(problem, index, order.value + 1)
-    kept, weights = _integral(problem, last, now, times)
-    corrected = combine(kept, before, *pairs(weights, (x0, *guesses)))
-    x = jax.tree.map(lambda a, b: jnp.where(now.clean | (now.t == last.t), a, b), x, corrected)
-
-    guesses = (x0, *guesses)[: order.value]
-    kept, weights = _integral(problem, now, then, times[:-1])
-    moved = combine(kept, x, *pairs(weights, guesses))
-    ahead = jax.tree.map(lambda a, b: jnp.where(then.clean, a, b), first_order(then, x0, eps), moved)
-    return (ahead, (x, *guesses)), Info.of(forwards=1)
+    times, ahead = (past_times(problem, index + k, order.value + 1) for k in (0, 1))
+    newest = _integral(problem, last, now, times)[1][0]
+    kept, weights = _integral(problem, now, then, ahead)
+    prediction = landed(now, then, *_integral(problem, now, then, times[:-1]))
+    return now.t, now.clean | (now.t == last.t), newest, prediction, (kept, weights[1:])
 
 
 def _integral(problem, start, end, times):

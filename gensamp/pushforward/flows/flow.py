@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from gensamp.core import Info, Model, Sampler, Static, Target, Traits, as_template, bind, require, scalar
 from gensamp.nets.couplings import Bijection
 from gensamp.nets.event import Event
-from gensamp.pushforward.frame import check_params, fit_frame
+from gensamp.pushforward.frame import check_params, fit_frame, shapes_of
 from gensamp.pushforward.lattice import dequantised, in_bits
 
 __all__ = ["flow"]
@@ -167,12 +167,8 @@ def _reverse_kl_loss(bijection, event, log_p, setting, anneal, params, taken, ke
 
 
 def _sampler(bijection, event, density, log_p, params):
-    check_params(params, ("couplings", "shift", "log_scale"))
-    if jnp.shape(params["shift"]) != (event.size,):
-        raise ValueError(
-            f"model.sampler got parameters with a shift of shape {list(jnp.shape(params['shift']))}; expected [{event.size}], "
-            "as those of a fit of this model"
-        )
+    vector = jax.ShapeDtypeStruct((event.size,), event.dtype)
+    check_params(params, {"shift": vector, "log_scale": vector, "couplings": shapes_of(bijection.init)})
     return Sampler(
         start=bind(_base, event),
         init=bind(_stand),
