@@ -152,7 +152,7 @@ POSTERIORS = (
     "sblrc-blr",
 )  # fmt: skip
 FAST = {
-    ("eight_schools-eight_schools_noncentered", False), ("garch-garch11", False), ("kidiq-kidscore_interaction", False),
+    ("eight_schools-eight_schools_noncentered", False), ("kidiq-kidscore_interaction", False),
     ("kidiq-kidscore_interaction", True),
 }  # fmt: skip
 

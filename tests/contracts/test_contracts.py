@@ -14,6 +14,8 @@ from gensamp.testing import CONTRACTS, Tally, check_sampler, instrument
 
 NAMES = [entry.name for entry in registry.entries()]
 SLOW = ("grad", "shard_map")
+# Twice as long to compile as any other; what they share with others is held there.
+LONG = ("adaptive_sde", "variational_diffusion")
 
 # What a dependency cannot do, by entry.
 EXEMPT = {"nuts": ("x64",)}  # blackjax's trajectory mixes float32 with Python floats, which are float64 under 64-bit mode
@@ -87,7 +89,7 @@ def hold(name, shape, dtype, contracts):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in NAMES])
 def test_keeps_contracts(name):
     held = hold(name, (3,), jnp.float32, [c for c in CONTRACTS if c not in SLOW])
     assert held["vmap"] == held["retrace"] == held["state"] == "held"

@@ -72,6 +72,7 @@ def test_posteriors_too_wide_too_narrow_or_beside_the_truth_are_told_apart(test,
     assert f"worst the {test} of centre" in str(out)
 
 
+@pytest.mark.slow
 def test_a_wrong_prior_is_rejected_where_auto_runs_the_chain():
     options = {"posterior": posterior_of(normal_mean), "num_replicates": 80, "num_bins": 4}
     right = calibrate(jax.random.key(0), simulate_from(normal_mean, observed="y"), **options)

@@ -252,6 +252,7 @@ def step_with_ratios(arguments, factors):
         tempering._log_ratios = intact
 
 
+@pytest.mark.slow
 class TestNested:
     sampler = gs.mcmc.nested(TARGET, BASE, num_live=40, max_points=400, num_delete=4, num_inner_steps=4)
 

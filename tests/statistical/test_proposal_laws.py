@@ -257,6 +257,7 @@ class TestMinibatches:
         assert np.abs(variance * self.precision - 1).max() < 0.1
         assert_passes(ends(sampler, 300, 400), self.law(data, variance))
 
+    @pytest.mark.slow
     def test_sgld_without_the_size_of_the_data_fails(self, data):
         positions = run(self.sgld(self.target(data, log_batch_unscaled, checked=False)), 5000)
         assert_fails(positions, self.law(data, self.sgld_variance(data, 2e-4 * self.noise_variance)))
