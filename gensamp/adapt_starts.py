@@ -32,12 +32,10 @@ from gensamp.clock import compile_clock
 from gensamp.core import Bill, PyTree, Target, require
 from gensamp.flat import flat_target, flatten, unflatten
 from gensamp.mcmc.arguments import read_log_density
-from gensamp.starts import HOPELESS, curvature, diagonal_curvature, let_down, others, overdispersed, resting_places, scattered
+from gensamp.starts import HOPELESS, let_down, others, overdispersed, resting_places, scattered
 
 __all__ = ["start_chains"]
 
-# Above this many coordinates the curvature is taken by its diagonal.
-MOST_DENSE = 256
 # Points of a path that are tried, draws for the ELBO of each, pairs that an inverse Hessian is made of.
 POINTS, DRAWS, MEMORY = 20, 5, 6
 
@@ -91,14 +89,7 @@ def start_chains(
             ends = np.stack([trail.positions[-1] for trail in trails])
             centres, away, covariance = _pathfinder(key, evaluate, trace, ends)
         else:
-            noise, signs = rng.standard_normal(begun.shape), rng.choice([-1.0, 1.0], begun.shape)
-
-            def covariance_at(position):
-                if size <= MOST_DENSE:
-                    return curvature(evaluate, position, num_chains)
-                return diagonal_curvature(evaluate, position, signs)
-
-            centres, _, covariance = resting_places(evaluate, trails, covariance_at, noise)
+            centres, _, covariance = resting_places(evaluate, trails, rng)
             noise = rng.standard_normal(begun.shape)
             away = noise @ np.linalg.cholesky(covariance).T if covariance.ndim == 2 else noise * np.sqrt(covariance)
         positions = overdispersed(evaluate, centres, np.ones(size), away).astype(evaluate.dtype)

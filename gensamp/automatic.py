@@ -33,13 +33,12 @@ from gensamp.flat import flat_target, flatten, unflatten
 from gensamp.parallel import AXIS, mesh, put
 from gensamp.quantities import lower_constrain, named
 from gensamp.runner import Draws, Until, lowered_step, sample
-from gensamp.starts import HOPELESS, curvature, diagonal_curvature, let_down, overdispersed, resting_places, scattered
+from gensamp.starts import HOPELESS, MOST_DENSE, let_down, overdispersed, resting_places, scattered
 
 __all__ = ["auto"]
 
 NUM_CHAINS = 16
 MOST_LEAPFROGS = 256
-MOST_DENSE = 256
 DIVERGED = 0.01
 LOW_ENERGY = 0.3
 
@@ -93,14 +92,7 @@ def auto(
             # XLA compiles without Python's lock, so the chains are let down meanwhile.
             step, stood = lowered_step(key_starts, kernel, initial=begun.astype(flat.template.dtype), effort="quick")
             compiled = aside.submit(step.compile)
-            noise, signs = rng.standard_normal(begun.shape), rng.choice([-1.0, 1.0], begun.shape)
-
-            def covariance_at(position):
-                if dense:
-                    return curvature(gradient, position, num_chains)
-                return diagonal_curvature(gradient, position, signs)
-
-            ends, near, metric = resting_places(gradient, let_down(gradient, begun), covariance_at, noise)
+            ends, near, metric = resting_places(gradient, let_down(gradient, begun), rng)
             start = overdispersed(gradient, ends, metric, rng.standard_normal(ends.shape)).astype(flat.template.dtype)
             program = aside.submit(_prepare, None if target.constrain is None else lower_constrain(target))
             compiled.result()

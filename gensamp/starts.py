@@ -29,8 +29,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 __all__ = [
-    "HOPELESS", "Trail", "curvature", "diagonal_curvature", "let_down", "others", "overdispersed", "resting_places",
-    "scattered", "walked_back",
+    "HOPELESS", "MOST_DENSE", "Trail", "curvature", "diagonal_curvature", "let_down", "others", "overdispersed",
+    "resting_places", "scattered", "walked_back",
 ]  # fmt: skip
 
 
@@ -46,6 +46,8 @@ class Evaluate(Protocol):
 WALL = 1e30
 TRIES = 100
 HOPELESS = 20.0
+# Above this many coordinates the curvature is taken by its diagonal.
+MOST_DENSE = 256
 BACK = 0.7
 
 
@@ -154,19 +156,31 @@ def let_down(evaluate: Evaluate, positions: np.ndarray, *, most: int = 200) -> l
 
 
 def resting_places(
-    evaluate: Evaluate, trails: list[Trail], covariance_at: Callable[[np.ndarray], np.ndarray], noise: np.ndarray
+    evaluate: Evaluate, trails: list[Trail], rng: np.random.Generator, *, most_dense: int = MOST_DENSE
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Where descents should have ended: the highest one walked back, the others no higher.
 
     A chain that comes within HOPELESS nats of the best one's height is where the mass is. One that does not may be in a mode
     that is lower and wider, and is judged by its own bound.
 
-    Args: as for `walked_back`.
+    Args:
+        evaluate: [chain, d] -> (log density [chain], gradient [chain, d]).
+        trails: of all chains.
+        rng: for the bounds, and for the curvature of long events.
+        most_dense: coordinates up to which the covariance is a matrix, and not variances.
 
     Returns:
         Positions [chain, d]; which chains [chain] are within HOPELESS nats of the best in height or bound, in place of the
         others stands one of them; the covariance at the best one.
     """
+    shape = len(trails), trails[0].positions.shape[1]
+    noise, signs = rng.standard_normal(shape), rng.choice([-1.0, 1.0], shape)
+
+    def covariance_at(position):
+        if shape[1] <= most_dense:
+            return curvature(evaluate, position, len(trails))
+        return diagonal_curvature(evaluate, position, signs)
+
     highest = int(np.argmax([trail.heights[-1] for trail in trails]))
     best, covariance, bound = walked_back(evaluate, trails[highest], covariance_at, noise)
     level = best.heights[-1]

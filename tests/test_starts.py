@@ -8,7 +8,7 @@ from arviz_stats.base import array_stats
 from numpyro import distributions as dist
 
 import gensamp as gs
-from gensamp.starts import Trail, curvature, diagonal_curvature, let_down, overdispersed, resting_places, walked_back
+from gensamp.starts import Trail, curvature, let_down, overdispersed, resting_places, walked_back
 
 SCALES = np.array([1e-3, 1.0, 50.0])
 CORRELATION = np.array([[1.0, 0.8, 0.0], [0.8, 1.0, 0.5], [0.0, 0.5, 1.0]])
@@ -70,9 +70,7 @@ def test_a_normal_law_is_left_where_the_descent_ended():
     evaluate, rng = Density(quadratic), np.random.default_rng(0)
     trails = let_down(evaluate, rng.uniform(-2, 2, (8, 3)))
     before = evaluate.calls
-    positions, near, covariance = resting_places(
-        evaluate, trails, lambda x: curvature(evaluate, x, 8), rng.standard_normal((8, 3))
-    )
+    positions, near, covariance = resting_places(evaluate, trails, rng)
     assert evaluate.calls - before <= 40, "two calls for each point that is tried"
     assert near.all()
     assert (quadratic(positions)[0] > -1).all()
@@ -85,10 +83,7 @@ def test_a_descent_into_a_spike_is_walked_back(dense, seed):
     evaluate, rng = Density(spike), np.random.default_rng(seed)
     trails = let_down(evaluate, rng.uniform(-2, 2, (16, 10)))
     assert min(trail.positions[-1, -1] for trail in trails) < -3.5, "some descent ended where the scale is gone"
-    noise, signs = rng.standard_normal((16, 10)), rng.choice([-1.0, 1.0], (16, 10))
-    positions, near, _ = resting_places(
-        evaluate, trails, lambda x: curvature(evaluate, x, 16) if dense else diagonal_curvature(evaluate, x, signs), noise
-    )
+    positions, near, _ = resting_places(evaluate, trails, rng, most_dense=10 if dense else 9)
     assert near.sum() >= 8
     assert (positions[:, -1] > -3.5).all(), "no chain starts where s has next to no mass"
 
@@ -99,7 +94,7 @@ def test_a_narrow_mode_does_not_swallow_a_wide_one():
     trails = let_down(evaluate, begun)
     heights = [trail.heights[-1] for trail in trails]
     assert max(heights) - min(heights) > 40
-    positions, near, _ = resting_places(evaluate, trails, lambda x: curvature(evaluate, x, 16), rng.standard_normal((16, 10)))
+    positions, near, _ = resting_places(evaluate, trails, rng)
     assert near.all()
     assert (np.abs(positions.mean(1)) < 1).sum() == 8
 
