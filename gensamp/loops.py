@@ -22,8 +22,8 @@ from gensamp.store import DiskStore, MemoryStore, key_words, like_saved, save_ch
 
 __all__ = ["Chains", "Run", "run_chains", "run_finite"]
 
-BUFFER_BYTES = 2**25
-BUFFER_ROWS = 2**16
+BUFFER_BYTES = 2**24
+BUFFER_ROWS = 2**15
 BLOCK_SECONDS = 0.5
 SAVE_SECONDS = 2.0
 TUNE, SAMPLE = 0, 1
@@ -169,14 +169,19 @@ class Chains:
             lanes.begin[plan.effort](plan.maker, each, plan.key, ids, initial, mesh=plan.mesh)
             for each, ids, initial in self.blocks
         ]
-        info, position, self.fixed = lanes.lane_shapes(plan.maker, self.blocks[0][0], self.states[0])
+        shapes = recall(plan.facts, "chain shapes", lambda: lanes.lane_shapes(plan.maker, self.blocks[0][0], self.states[0]))
+        info, position, self.fixed = shapes
         self.counted = tuple(name for name in lanes.COUNTS if name not in self.fixed)
         self.row = lanes.recorded(info, position)
-        kept = jax.eval_shape(lanes.packed, info, position)
-        row_bytes = plan.width * sum(a.dtype.itemsize * a.size for a in kept.values())
+        self.kept = recall(plan.facts, "chain row", lambda: jax.eval_shape(lanes.packed, info, position))
+        row_bytes = plan.width * sum(a.dtype.itemsize * a.size for a in self.kept.values())
         self.capacity = int(np.clip(BUFFER_BYTES // max(row_bytes, 1), 1, BUFFER_ROWS))
-        shapes = _with_axes(kept, self.capacity, plan.lanes)
-        self.buffers = [_zeros(shapes, plan.mesh, lanes.ROWS) for _ in self.blocks]
+        self.buffers = self.emptied()
+
+    def emptied(self) -> list[dict[str, Any]]:
+        """Buffers with room for `capacity` draws of each lane block."""
+        shapes = _with_axes(self.kept, self.capacity, self.plan.lanes)
+        return [_zeros(shapes, self.plan.mesh, lanes.ROWS) for _ in self.blocks]
 
     def advance(self, b: int, start: int, stop: int, first: int, *, lower: bool = False) -> Any:
         """Take block `b` from step `start` to `stop`, the draw of step `first` in its buffer's first row; its counts.
@@ -198,7 +203,7 @@ class Chains:
 def run_chains(plan: Plan, run: Run, until: Any) -> bool:
     """Advance chains without end to their last draw; True when the stopping rule ended them before it."""
     chains = Chains(plan)
-    firsts, states, buffers, capacity = chains.firsts, chains.states, chains.buffers, chains.capacity
+    firsts, states = chains.firsts, chains.states
     if run.saved_lanes:
         rows = [np.minimum(np.arange(first, first + plan.lanes), plan.width - 1) for first in firsts]
         states[:] = [run.restored(state, row) for state, row in zip(states, rows, strict=True)]
@@ -206,23 +211,35 @@ def run_chains(plan: Plan, run: Run, until: Any) -> bool:
         _check_start(_joined(states, plan.width))
     run.shelf.open(_walkers_first(_with_axes(chains.row, plan.width), 1, plan.population), plan.num_draws)
 
+    # With draws kept in memory, the host records a buffer while the devices fill the other one. A stored run's checkpoint is
+    # of the states after its last recorded draw, which the devices may not write over before it is made.
+    ahead = run.shelf.checkpoint is None
+    waiting: list[tuple[int, int, list[dict[str, Any]]]] = []
+    spare: list[list[dict[str, Any]]] = []
+
     def advance(stop: int, first: int) -> None:
         began, compiled = time.perf_counter(), run.clock.seconds
+        if not chains.buffers:
+            chains.buffers = spare.pop() if spare else chains.emptied()
         counts = [chains.advance(b, run.index, stop, first) for b in range(len(firsts))]
-        jax.block_until_ready(buffers)
+        flush()
+        jax.block_until_ready(chains.buffers)
         summed = {name: each * (stop - run.index) * plan.width for name, each in chains.fixed.items()}
         run.count(**summed, **(_joined(counts, plan.width) if chains.counted else {}))
         run.timed(began, compiled, stop - run.index)
         run.index = stop
 
-    def flush(base: int, reached: int) -> None:
-        for b, first in enumerate(firsts):
-            rows = slice(first, min(first + plan.lanes, plan.width))
-            valid = (slice(reached - base), slice(rows.stop - first))
-            values = {dtype: np.moveaxis(np.asarray(a)[valid], 0, 1) for dtype, a in buffers[b].items()}
-            values = lanes.unpacked(values, chains.row)
-            run.record(rows, slice(base, reached), _walkers_first(values, 2, plan.population))
-        run.done = reached
+    def flush() -> None:
+        while waiting:
+            base, reached, buffers = waiting.pop()
+            for first, buffer in zip(firsts, buffers, strict=True):
+                rows = slice(first, min(first + plan.lanes, plan.width))
+                valid = (slice(reached - base), slice(rows.stop - first))
+                values = {dtype: np.moveaxis(np.asarray(a)[valid], 0, 1) for dtype, a in buffer.items()}
+                values = lanes.unpacked(values, chains.row)
+                run.record(rows, slice(base, reached), _walkers_first(values, 2, plan.population))
+            run.done = reached
+            spare.append(buffers)
 
     run.bar.update(run.index)
     while run.index < plan.warmup and not run.interrupted.is_set():
@@ -232,27 +249,35 @@ def run_chains(plan: Plan, run: Run, until: Any) -> bool:
         run.save(_joined(states, plan.width), last=True)
         return False
     run.settle(phase=SAMPLE)
-    reached = run.done
-    flushed = time.perf_counter()
+    base = reached = run.done
+    turned = time.perf_counter()
     look = plan.num_draws if until is None else until.next_look(reached - 1)
-    while reached < plan.num_draws and not run.interrupted.is_set():
-        room = min(plan.num_draws, run.done + capacity, look)
-        if reached < room:
-            reached = min(room, reached + max(1, run.steps(plan.thin) // plan.thin))
-            advance(plan.warmup + reached * plan.thin, plan.warmup + run.done * plan.thin)
-        # A resumed run may stand at a look already: then the rule decides before another step is taken.
-        if reached == room or run.interrupted.is_set() or time.perf_counter() - flushed > BLOCK_SECONDS:
-            if reached > run.done:
-                flush(run.done, reached)
-            flushed = time.perf_counter()
+    try:
+        while reached < plan.num_draws and not run.interrupted.is_set():
+            room = min(plan.num_draws, base + chains.capacity, look)
+            if reached < room:
+                reached = min(room, reached + max(1, run.steps(plan.thin) // plan.thin))
+                advance(plan.warmup + reached * plan.thin, plan.warmup + base * plan.thin)
+            # A resumed run may stand at a look already: then the rule decides before another step is taken.
+            if reached < room and not run.interrupted.is_set() and time.perf_counter() - turned < BLOCK_SECONDS:
+                continue
+            if reached > base:
+                waiting.append((base, reached, chains.buffers))
+                chains.buffers, base = [], reached
+            turned = time.perf_counter()
+            ends = run.interrupted.is_set() or reached == plan.num_draws
+            if ahead and not ends and reached < look:
+                continue
+            flush()
             met = False
             if until is not None and reached == look:
                 met = until.met(jax.tree.map(lambda a: a[:, :reached], run.shelf.arrays["position"]))  # noqa: B023
                 look = until.next_look(reached)
-            last = met or run.interrupted.is_set() or reached == plan.num_draws
-            run.save(_joined(states, plan.width), last=last)
+            run.save(_joined(states, plan.width), last=met or ends)
             if met:
                 return True
+    finally:
+        flush()
     return False
 
 

@@ -1,5 +1,6 @@
 """The runner: one compilation, draws that depend on their keys alone, every ending, every bad input."""
 
+import contextlib
 import dataclasses
 import gc
 import os
@@ -210,6 +211,20 @@ def test_not_finite_draws_are_counted_and_named():
     with pytest.warns(UserWarning, match="NaN or an infinity"):
         draws = gs.sample(KEY, broken, 10, num_chains=2)
     assert draws.nonfinite == 2 * 5
+
+
+@pytest.mark.parametrize("thin", [1, 3])
+def test_draws_do_not_depend_on_how_often_the_buffers_fill(thin, monkeypatch):
+    from gensamp import loops
+
+    until = gs.Until(ess=1e9, minimum=10)
+    long = gs.sample(KEY, autoregression(), 41, num_chains=3, thin=thin)
+    monkeypatch.setattr(loops, "BUFFER_ROWS", 4)
+    for rule in (None, until):
+        with contextlib.nullcontext() if rule is None else pytest.warns(UserWarning, match="before"):
+            short = gs.sample(KEY, autoregression(), 41, num_chains=3, thin=thin, until=rule)
+        np.testing.assert_array_equal(short.position, long.position)
+        np.testing.assert_array_equal(short.info.acceptance, long.info.acceptance)
 
 
 def test_failure_returns_what_there_is(monkeypatch):
