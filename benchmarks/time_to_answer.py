@@ -6,10 +6,11 @@ Each run is a process of its own with cold caches: imports, the model, compilati
 named quantity are in the time, which runs from the start of the process until the diagnostics are there. An answer has bulk
 ESS >= 400 and R-hat < 1.01 in every quantity, and is then checked (outside the time) against the reference draws: |z| <= 4.
 
-gensamp runs `auto` with its defaults. The others run their NUTS with four chains and their defaults, once as documented (1,000
-draws after 1,000 of warm-up; nutpie's 1,000 after 300), and once with the fewest draws, and the shorter of two warm-ups (300 or
-the documented one), that reached the diagnostics in a longer run made beforehand, untimed. One process runs at a time, the
-order alternates from repeat to repeat, and a table of medians, ratios and their geometric means is printed: losses as well.
+gensamp runs `auto` with its defaults, its chains spread over the cores (as numpyro's parallel chains are). The others run their
+NUTS with four chains and their defaults, once as documented (1,000 draws after 1,000 of warm-up; nutpie's 1,000 after 300), and
+once with the fewest draws, and the shorter of two warm-ups (300 or the documented one), that reached the diagnostics in a longer
+run made beforehand, untimed. One process runs at a time, the order alternates from repeat to repeat, and a table of medians,
+ratios and their geometric means is printed: losses as well.
 Needs GENSAMP_DATA (or the network) for the posteriors, and `pip install nutpie` for that column.
 """
 
@@ -74,13 +75,14 @@ def worst_z(name, named):
 def run_gensamp(name, seed, warmup, draws):
     import jax
 
-    from gensamp import Target
+    jax.config.update("jax_num_cpu_devices", os.cpu_count())
+    from gensamp import Target, parallel
     from gensamp.automatic import auto
     from gensamp.quantities import named
 
     model, arguments = model_of(name)
     target = Target.from_numpyro(model, *arguments)
-    out = auto(jax.random.key(seed), target, progress=False)
+    out = auto(jax.random.key(seed), target, mesh=parallel.mesh(), progress=False)
     return named(target, out.position)
 
 

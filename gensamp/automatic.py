@@ -30,7 +30,8 @@ from gensamp.clock import compile_clock
 from gensamp.core import Bill, Ledger, PyTree, Sampler, Target, check_key, require
 from gensamp.cross_chain import STUCK, adapt_together
 from gensamp.flat import flat_target, flatten, unflatten
-from gensamp.parallel import AXIS, mesh, put
+from gensamp.parallel import AXIS, put
+from gensamp.plan import Plan, make_plan
 from gensamp.quantities import lower_constrain, named
 from gensamp.runner import Draws, Until, lowered_step, sample
 from gensamp.starts import HOPELESS, MOST_DENSE, let_down, overdispersed, resting_places, scattered
@@ -51,6 +52,7 @@ def auto(
     num_chains: Any = NUM_CHAINS,
     most_draws: Any = 20_000,
     initial: PyTree = None,
+    mesh: Any = None,
     progress: bool | None = None,
 ) -> Draws:
     """Draw from a density until the draws are good enough.
@@ -63,7 +65,7 @@ def auto(
         num_chains: chains side by side, at least 4.
         most_draws: draws per chain, at most.
         initial: positions [chain, ...] to scatter from instead of Uniform(-2, 2); they are let down all the same.
-        progress: as for `sample`.
+        mesh, progress: as for `sample`.
 
     Returns:
         Draws, position [chain, draw, ...event], with `notes`. The ledger's `tune` has descent, curvature and warm-up.
@@ -80,30 +82,35 @@ def auto(
     flat = flat_target(target)
     size = flat.template.shape[0]
     dense = size <= MOST_DENSE
-    key_starts, key_warmup, key_draws = jax.random.split(key, 3)
+    # Not split: the program of fold_in is needed all the same.
+    key_starts, key_warmup, key_draws = (jax.random.fold_in(key, event) for event in range(3))
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key_starts)).tolist())
+    run = {"mesh": mesh, "effort": "quick"}
     with ThreadPoolExecutor(2) as aside:
         identity = jnp.asarray(np.eye(size) if dense else np.ones(size), flat.template.dtype)
         kernel = _kernel(flat, 0.5, inverse_mass_matrix=identity)
-        gradient = _Gradient(kernel, key_starts, num_chains)
+        gradient = _Gradient(make_plan(key_starts, kernel, 1, num_chains=num_chains, **run))
         began = time.perf_counter()
         with compile_clock() as clock:
             begun = scattered(gradient, rng, num_chains, size, initial=initial)
             # XLA compiles without Python's lock, so the chains are let down meanwhile.
-            step, stood = lowered_step(key_starts, kernel, initial=begun.astype(flat.template.dtype), effort="quick")
+            step, stood = lowered_step(key_starts, kernel, initial=begun.astype(flat.template.dtype), **run)
             compiled = aside.submit(step.compile)
+            program = None if target.constrain is None else aside.submit(lower_constrain(target).compile)
+            # Takes long, and is wanted by the stopping rule.
+            import arviz_stats.base  # noqa: F401
+
             ends, near, metric = resting_places(gradient, let_down(gradient, begun), rng)
             start = overdispersed(gradient, ends, metric, rng.standard_normal(ends.shape)).astype(flat.template.dtype)
-            program = aside.submit(_prepare, None if target.constrain is None else lower_constrain(target))
             compiled.result()
         descent = Bill(gradient.evaluations + stood, wall_seconds=time.perf_counter() - began, compile_seconds=clock.seconds)
-        together = adapt_together(key_warmup, _kernel, flat, start, metric=metric, effort="quick", progress=progress)
+        together = adapt_together(key_warmup, _kernel, flat, start, metric=metric, progress=progress, **run)
         rule = _OnEverything(until, target, program)
         with warnings.catch_warnings():
             # Everything `sample` would warn of is in the message, and warned of below.
             warnings.simplefilter("ignore", UserWarning)
             draws = sample(
-                key_draws, together.sampler, most_draws, initial=together.initial, until=rule, effort="quick", progress=progress
+                key_draws, together.sampler, most_draws, initial=together.initial, until=rule, progress=progress, **run
             )
     tune = descent + together.ledger.tune
     endless = []
@@ -156,23 +163,24 @@ def _kernel(target: Target, step_size: Any, *, inverse_mass_matrix: Any) -> Samp
 class _Gradient:
     """Log density and gradient of positions [chain, d] by the start program of the sampler, which the run compiles anyway."""
 
-    def __init__(self, sampler, key, num_chains: int) -> None:
-        self.mesh = mesh(1)
-        self.key, self.sampler = put((key, sampler), self.mesh, P())
-        self.ids = put(np.arange(num_chains, dtype=np.uint32), self.mesh, P(AXIS))
-        self.dtype = jax.tree.leaves(sampler.step.args[1])[0].dtype
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.ids = plan.block(0)[1]
+        self.dtype = jax.tree.leaves(plan.maker.step.args[1])[0].dtype
         self.evaluations = 0
 
     def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        at = put(np.asarray(positions, self.dtype), self.mesh, P(AXIS))
-        state = lanes.begin["quick"](self.sampler, None, self.key, self.ids, at, mesh=self.mesh)
-        self.evaluations += len(positions)
-        return np.asarray(state.logdensity), np.asarray(state.logdensity_grad)
+        plan, number = self.plan, len(positions)
+        rows = np.minimum(np.arange(plan.lanes), number - 1)
+        at = put(np.asarray(positions, self.dtype)[rows], plan.mesh, P(AXIS))
+        state = lanes.begin[plan.effort](plan.maker, None, plan.key, self.ids, at, mesh=plan.mesh)
+        self.evaluations += number
+        return np.asarray(state.logdensity)[:number], np.asarray(state.logdensity_grad)[:number]
 
 
 @dataclass(frozen=True, eq=False)
 class _OnEverything:
-    """An `Until` on flat positions and on the named quantities as well."""
+    """An `Until` on flat positions and on the named quantities as well, which `program` (a future, or None) makes of them."""
 
     until: Until
     target: Target
@@ -189,23 +197,14 @@ class _OnEverything:
         return self.until.next_look(num_draws)
 
     def met(self, position: np.ndarray) -> bool:
-        program = self.program.result()
         if not self.until.met(position):
             return False
-        if self.target.constrain is None:
+        if self.program is None:
             return True
-        quantities = named(self.target, unflatten(self.target.template, position), program=program)
+        quantities = named(self.target, unflatten(self.target.template, position), program=self.program.result())
         columns = [np.asarray(a, np.float64).reshape(*a.shape[:2], -1) for a in quantities.values()]
         flat = np.concatenate([a for a in columns if a.shape[2]], axis=2)
         return self.until.met(flat[:, :, np.ptp(flat, axis=(0, 1)) > 0])
-
-
-def _prepare(lowered):
-    """What takes long and needs no Python of ours: ArviZ's import and the compilation of `constrain`."""
-    program = None if lowered is None else lowered.compile()
-    import arviz_stats.base  # noqa: F401
-
-    return program
 
 
 def _notes(draws: Draws, together, num_chains: int, hopeless: int, fell: int, endless: list[str]) -> tuple[str, ...]:

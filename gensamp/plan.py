@@ -87,7 +87,8 @@ class Plan:
 
 
 def make_plan(
-    key, sampler, num_draws, *, num_chains, warmup, thin, initial, each, mesh, batch, chunk, until, store, resume, effort
+    key, sampler, num_draws, *, num_chains=None, warmup=0, thin=1, initial=None, each=None, mesh=None, batch=None, chunk=None,
+    until=None, store=None, resume=False, effort="full",
 ) -> Plan:  # fmt: skip
     """The Plan of a call to `sample`, or a TypeError or ValueError of one sentence."""
     check_key(key)

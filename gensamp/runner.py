@@ -209,17 +209,14 @@ class _NoBar:
         """Nothing."""
 
 
-def lowered_step(key: Any, sampler: Any, *, initial: PyTree, effort: str = "full") -> tuple[Any, int]:
+def lowered_step(key: Any, sampler: Any, *, initial: PyTree, mesh: Any = None, effort: str = "full") -> tuple[Any, int]:
     """The program with which `sample` will advance chains from such positions: lowered, for another thread to compile.
 
     Returns:
         What has `compile()`, after which such calls of `sample` find the program; and how many chains were stood at their
         starts for it, each at the cost of one `init`.
     """
-    plan = make_plan(
-        key, sampler, 1, num_chains=None, warmup=0, thin=1, initial=initial, each=None, mesh=None, batch=None, chunk=None,
-        until=None, store=None, resume=False, effort=effort,
-    )  # fmt: skip
+    plan = make_plan(key, sampler, 1, initial=initial, mesh=mesh, effort=effort)
     return Chains(plan).advance(0, 0, 1, 0, lower=True), plan.width
 
 

@@ -71,6 +71,16 @@ def test_the_same_key_gives_the_same_draws_and_compiles_nothing_again():
     assert clock.count == 0
 
 
+def test_chains_spread_over_devices_and_two_large_programs_make_them():
+    with compile_clock() as clock:
+        # Chains that do not divide evenly are padded.
+        draws = gs.auto(jax.random.key(3), badly_scaled(), mesh=gs.parallel.mesh(3))
+    assert draws.ending == "converged" and draws.position.shape[0] == 16
+    deviation = draws.position.reshape(-1, 3).mean(0) - CENTRE
+    assert np.all(np.abs(deviation) <= 0.2 * SCALES)
+    assert sorted(name for name in clock.programs if "begin" in name or "advance" in name) == ["jit(advance)", "jit(begin)"]
+
+
 def test_long_events_get_variances_for_a_metric():
     draws = gs.auto(jax.random.key(0), gs.targets.ill_conditioned_gaussian(300), gs.Until(ess=100, rhat=1.1))
     assert draws.ending == "converged" and "a diagonal metric" in draws.notes[0]

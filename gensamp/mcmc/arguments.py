@@ -85,7 +85,8 @@ def read_start(start: Any, template: PyTree) -> Partial:
         TypeError: it is not a function.
     """
     if start is None:
-        return bind(_uniform, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), template))
+        # jnp.zeros would be a program of its own, and compiled.
+        return bind(_uniform, jax.tree.map(lambda a: jnp.asarray(np.zeros(a.shape, a.dtype)), template))
     if not callable(start):
         raise TypeError(
             f"start is {type(start).__name__}; expected a function (key) -> position: pass positions as sample(initial=)"
