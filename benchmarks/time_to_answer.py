@@ -9,8 +9,8 @@ ESS >= 400 and R-hat < 1.01 in every quantity, and is then checked (outside the 
 gensamp runs `auto` with its defaults, its chains spread over the cores (as numpyro's parallel chains are). The others run their
 NUTS with four chains and their defaults, once as documented (1,000 draws after 1,000 of warm-up; nutpie's 1,000 after 300), and
 once with the fewest draws, and the shorter of two warm-ups (300 or the documented one), that reached the diagnostics in a
-longer run made beforehand, untimed. One process runs at a time, the order alternates from repeat to repeat, and a table of medians,
-ratios and their geometric means is printed: losses as well.
+longer run made beforehand, untimed. One process runs at a time, the order alternates from repeat to repeat, and a table of
+medians, ratios and their geometric means is printed: losses as well.
 Needs GENSAMP_DATA (or the network) for the posteriors, and `pip install nutpie` for that column.
 """
 
