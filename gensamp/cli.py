@@ -131,6 +131,8 @@ def _compare(options, targets: list, names: list[str] | None) -> int:
             interrupted = bool(comparison.unfinished)
             many = "1 sampler" if len(comparison.rows) == 1 else f"{len(comparison.rows)} samplers"
             failures = "".join(f"{row.name} failed: {row.failure}\n" for row in comparison.rows if row.failure)
+            if names is not None:
+                failures += "".join(f"{name} left out: {reason}\n" for name, reason in comparison.skipped.items())
             heading = f"{target.name}: {many}, {comparison.seconds:.0f} seconds"
             sys.stdout.write(f"\n{heading}\n\n{summary_table(comparison)}\n{failures}")
             sys.stdout.flush()

@@ -173,7 +173,7 @@ class Target:
                 of its kind (found by tracing, nothing is compiled).
         """
         # Upwards, as in from_numpyro.
-        from gensamp.target_checks import check_density, check_exact, check_known
+        from gensamp.target_checks import check_density, check_exact, check_known, check_score
 
         check_known(name, known)
         template = as_template(template)
@@ -188,6 +188,7 @@ class Target:
             log_density, template, known = bounded(log_density, template, constraints, known)
         check_exact(known.get("exact"), template)
         score = known.pop("score", None)
+        check_score(score, template)
         return cls(
             template=template,
             log_density=log_density,
@@ -205,7 +206,7 @@ class Target:
                 data is not of its kind.
         """
         # Upwards, as in from_numpyro.
-        from gensamp.target_checks import check_data, check_known
+        from gensamp.target_checks import check_data, check_exact, check_known
 
         check_known(name, known)
         check_data(data)
@@ -213,6 +214,7 @@ class Target:
         if not all(bool(jnp.isfinite(a).all()) for a in jax.tree.leaves(data)):
             raise ValueError(f"data of target '{name}' contains values that are not finite; drop or impute those events first")
         template = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), data)
+        check_exact(known.get("exact"), template)
         return cls(template=template, data=data, name=name, **known)
 
     @classmethod

@@ -14,6 +14,7 @@ from gensamp import descent
 from gensamp.core import Model, PyTree, Target, check_key
 from gensamp.descent import Setting
 from gensamp.parallel import AXIS
+from gensamp.plan import MOST_STEPS
 from gensamp.store import check_writable, fingerprint, need_packages
 
 __all__ = ["check_arguments", "check_augment", "check_empty", "check_model", "check_store", "identity"]
@@ -38,6 +39,8 @@ def check_arguments(
     for name, value in {"num_steps": num_steps, "batch_size": batch_size, "accumulate": accumulate}.items():
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise ValueError(f"{name} is {value!r}; expected an integer of at least 1")
+    if num_steps > MOST_STEPS:
+        raise ValueError(f"num_steps is {num_steps}; expected at most {MOST_STEPS}, the most that are counted")
     if optimizer is not None and not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(f"optimizer is {optimizer!r}; expected an optax transformation, such as optax.adam(1e-3)")
     if batches not in ORDERS:

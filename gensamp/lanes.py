@@ -1,4 +1,4 @@
-"""The three compiled programs of the runner, each by effort: begin, advance (or advance_finite), finish.
+"""The compiled programs of the runner, each by effort: begin, then advance; or for finite samplers advance_finite, finish.
 
 A lane block is a fixed number of draws advanced side by side by one program: `vmap` over the lanes of one device, `shard_map`
 over the devices. The number of steps of a call is a traced loop bound and the steps write into a buffer of fixed capacity, so

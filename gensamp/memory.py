@@ -128,7 +128,7 @@ def _lanes_bytes(plan: Plan, batch: int) -> int:
         totals = jax.tree.map(lambda a: jax.ShapeDtypeStruct((plan.lanes, *a.shape), a.dtype), info)
         program = lanes.advance_finite[plan.effort]
         return _program_bytes(program.lower(maker, each, key, ids, states, totals, start, stop, mesh=plan.mesh))
-    # The buffers of all blocks hold a few megabytes, whatever the batch: one row stands for them.
+    # The buffers of all blocks hold a few megabytes, whatever the batch: one row stands for them. Each has a second one.
     row = jax.eval_shape(lanes.packed, info, position)
     buffer = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, plan.lanes, *a.shape), a.dtype), row)
     counted = tuple(name for name in lanes.COUNTS if name not in fixed)
@@ -137,7 +137,7 @@ def _lanes_bytes(plan: Plan, batch: int) -> int:
         maker, each, key, ids, states, buffer, start, stop, start, None, counted=counted, mesh=plan.mesh
     )  # fmt: skip
     waiting = -(-plan.width // plan.lanes) - 1
-    return _program_bytes(lowered) + waiting * _bytes_of(states) // plan.mesh.size
+    return _program_bytes(lowered) + (waiting * _bytes_of(states) + _bytes_of(buffer)) // plan.mesh.size
 
 
 def _shapes_of(tree: Any) -> Any:

@@ -25,15 +25,19 @@ def mesh(devices: int | Sequence[Any] | None = None) -> Mesh:
         devices: how many of this process's devices, or which ones; all of them by default.
 
     Raises:
-        ValueError: more devices asked for than there are.
+        TypeError, ValueError: neither a number of devices that there are, nor a list of different ones.
     """
     local = jax.local_devices()
     if devices is None:
         devices = local
-    elif isinstance(devices, int):
+    elif isinstance(devices, int | np.integer) and not isinstance(devices, bool):
         if not 1 <= devices <= len(local):
             raise ValueError(f"mesh got devices={devices}; expected between 1 and the {len(local)} local devices")
         devices = local[:devices]
+    elif not isinstance(devices, Sequence) or not all(isinstance(device, jax.Device) for device in devices):
+        raise TypeError(f"mesh got devices={devices!r}; expected a number, or a list of some of jax.local_devices()")
+    elif not 0 < len(set(devices)) == len(devices):
+        raise ValueError(f"mesh got devices={devices!r}; expected at least one, and each once")
     return Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 

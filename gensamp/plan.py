@@ -25,10 +25,11 @@ from gensamp.lanes import EFFORTS, resolve
 from gensamp.parallel import AXIS, put
 from gensamp.parallel import mesh as device_mesh
 
-__all__ = ["Plan", "make_plan", "recall", "remembered"]
+__all__ = ["MOST_STEPS", "Plan", "make_plan", "recall", "remembered"]
 
 LANE_ELEMENTS = 2**18
 MOST_STEPS = 2**31 - 2**10
+ROWS_OF_A_CHAIN = 4
 
 # Sampler: (structure, leaves, facts), as long as the sampler itself lives.
 _REMEMBERED: weakref.WeakKeyDictionary[Sampler, tuple[Any, list[Any], dict[Any, Any]]] = weakref.WeakKeyDictionary()
@@ -99,9 +100,10 @@ def make_plan(
         raise ValueError(f"effort is {effort!r}; expected one of {', '.join(EFFORTS)}")
     if resume and store is None:
         raise ValueError("resume=True needs store=, the path of the run to go on with")
-    if isinstance(until, type) or (until is not None and not hasattr(until, "next_look")):
+    parts = ("next_look", "met", "rhat")
+    if isinstance(until, type) or not (until is None or all(hasattr(until, part) for part in parts)):
         got = f"the class {until.__name__}" if isinstance(until, type) else type(until).__name__
-        raise TypeError(f"until is {got}; expected a gensamp.Until, such as gensamp.Until(ess=400)")
+        raise TypeError(f"until is {got}; expected a gensamp.Until, such as gensamp.Until(ess=400), or what has its parts")
     each = _check_each(each)
     maker, one = _maker(sampler, each)
     facts = remembered(maker, key) if each is None else {}
@@ -243,6 +245,8 @@ def _check_initial(initial: PyTree, event: PyTree) -> PyTree:
         if value.shape[1:] != shape.shape:
             expected = ", ".join(map(str, ("chain", *shape.shape)))
             raise ValueError(f"initial has shape {list(value.shape)}; expected [{expected}]")
+        if not jnp.issubdtype(shape.dtype, jnp.floating) and not (value.astype(shape.dtype) == value).all():
+            raise ValueError(f"initial holds numbers that {shape.dtype} has not; expected positions of {shape.dtype}")
         return _finite_rows(value, shape.dtype, "initial", "for chains", "expected finite positions")
 
     return jax.tree.map(check, initial, event)
@@ -291,15 +295,22 @@ def _check_storable(event: PyTree) -> None:
 
 
 def _check_length(event, width, num_draws, warmup, thin, num_steps, *, in_memory: bool) -> None:
-    """Refuse more steps than are counted, and more draws than memory can ever hold."""
+    """Refuse more steps than are counted, and more draws, or chains, than memory can ever hold."""
     size = sum(leaf.dtype.itemsize * int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(event))
-    needed = size * int(num_draws) * (1 if num_steps is not None else int(width))
-    if in_memory and hasattr(os, "sysconf"):
+    chains = 1 if num_steps is not None else int(width)
+    if hasattr(os, "sysconf"):
         there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if needed > there:
+        needed = size * int(num_draws) * chains
+        if in_memory and needed > there:
             raise MemoryError(
                 f"{num_draws} draws take {needed / 2**30:.3g} GiB and this machine has {there / 2**30:.3g}; give store= a "
                 "path, or take fewer draws or thin="
+            )
+        # Where a chain stands, where it stood, and a row of each of two buffers.
+        needed = ROWS_OF_A_CHAIN * size * chains
+        if num_steps is None and needed > there:
+            raise MemoryError(
+                f"{width} chains take {needed / 2**30:.3g} GiB and this machine has {there / 2**30:.3g}; take fewer chains"
             )
     steps = int(warmup) + int(num_draws) * int(thin)
     if num_steps is None and steps > MOST_STEPS:

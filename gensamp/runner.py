@@ -26,8 +26,9 @@ from tqdm.auto import tqdm
 from gensamp.clock import compile_clock
 from gensamp.core import Info, Ledger, PyTree
 from gensamp.interrupt import interruptible
-from gensamp.loops import Chains, Run, run_chains, run_finite
+from gensamp.loops import Chains, run_chains, run_finite
 from gensamp.plan import make_plan
+from gensamp.progress import Run
 from gensamp.store import DiskStore, MemoryStore
 
 __all__ = ["Draws", "Until", "sample", "shown"]
@@ -178,9 +179,10 @@ def sample(
 
             exhausted = memory.is_exhausted(error)
             reason = memory.sample_advice(plan, error) if exhausted else error
-            if run.done == 0 and exhausted:
+            nothing = run.done == 0 or shelf.arrays is None
+            if nothing and exhausted:
                 raise MemoryError(reason) from error
-            if run.done == 0:
+            if nothing:
                 raise
             ending, message = "failed", f"failed after {run.done} of {num_draws} draws: {reason}"
         run.settle()

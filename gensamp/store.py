@@ -128,9 +128,15 @@ class DiskStore:
         return found[1]
 
     def open(self, shapes: PyTree, num_draws: int) -> None:
-        """Create the arrays, or take the ones that are there and stretch them to `num_draws`. Nothing is on disk before."""
+        """Create the arrays, or take the ones that are there and stretch them to `num_draws`. Nothing is on disk before.
+
+        Raises:
+            ValueError: what a sampler reports has a dtype that no store can hold.
+        """
         import zarr
 
+        if kinds := sorted({str(one.dtype) for one in jax.tree.leaves(shapes) if one.dtype.kind not in "fiub"}):
+            raise ValueError(f"this sampler reports numbers of {kinds[0]}, which cannot be stored; leave store out")
         group = zarr.open_group(self.path, mode="a")
         group.attrs["gensamp_run"] = self.identity
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from gensamp.core import PyTree, Target, Truth
 
-__all__ = ["check_data", "check_density", "check_exact", "check_known"]
+__all__ = ["check_data", "check_density", "check_exact", "check_known", "check_score"]
 
 
 def check_density(log_density: Callable, template: PyTree) -> None:
@@ -66,13 +66,26 @@ def check_data(data: PyTree) -> None:
 
 
 def check_exact(exact: Callable | None, template: PyTree) -> None:
-    """Raises ValueError unless exact draws are events like the template."""
-    if exact is None:
-        return
-    out = jax.eval_shape(exact, jax.eval_shape(lambda: jax.random.key(0)))
+    """Raises ValueError unless exact draws events like the template."""
+    if exact is not None:
+        _check_events(exact, jax.eval_shape(lambda: jax.random.key(0)), template, "exact", "a key")
+
+
+def check_score(score: Callable | None, template: PyTree) -> None:
+    """Raises ValueError unless a score is like the event that it is of."""
+    if score is not None:
+        _check_events(score, template, template, "score", "an event")
+
+
+def _check_events(function: Callable, argument: Any, template: PyTree, name: str, given: str) -> None:
+    try:
+        out = jax.eval_shape(function, argument)
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise ValueError(f"{name} cannot be traced at {given}: {type(error).__name__}: {reason}") from error
     alike = jax.tree.structure(out) == jax.tree.structure(template)
     if not alike or any(a.shape != b.shape for a, b in zip(jax.tree.leaves(out), jax.tree.leaves(template), strict=True)):
-        raise ValueError(f"exact draws {_described(out)} from a key; expected one event of {_described(template)}")
+        raise ValueError(f"{name} makes {_described(out)} of {given}; expected one event of {_described(template)}")
 
 
 def _described(tree: PyTree) -> str:

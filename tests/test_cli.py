@@ -89,8 +89,9 @@ def test_compare_from_end_to_end(tmp_path, capsys):
 def test_a_posterior_of_posteriordb_is_compared_by_its_name(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("gensamp.plot.save_comparison", lambda *args: {})
     name = "eight_schools-eight_schools_noncentered"
-    assert main(["compare", name, "--with", "mala", "--budget", "tiny", "--out", str(tmp_path)]) == 0
-    assert f"{name}: 1 sampler," in capsys.readouterr().out
+    assert main(["compare", name, "--with", "mala,inverse_transform", "--budget", "tiny", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert f"{name}: 1 sampler," in said and "inverse_transform left out: " in said
     (found,) = json.loads((tmp_path / "comparison.json").read_text())
     assert found["target"] == name and found["rows"][0]["report"]["source"].startswith("reference draws")
 

@@ -69,7 +69,9 @@ def test_what_is_no_template_is_named(template, message):
     [
         ({"exat": lambda key: jnp.zeros(3)}, TypeError, "no field exat; did you mean exact"),
         ({"exact": 3}, TypeError, "exact is int; expected a function"), ({"truth": 3}, TypeError, "truth is int; expected"),
-        ({"exact": lambda key: jnp.zeros(4)}, ValueError, r"exact draws float32\[4\] from a key; expected one event"),
+        ({"exact": lambda key: jnp.zeros(4)}, ValueError, r"exact makes float32\[4\] of a key; expected one event"),
+        ({"exact": lambda key: key + 1}, ValueError, "exact cannot be traced at a key"),
+        ({"score": lambda x: x[:2]}, ValueError, r"score makes float32\[2\] of an event"),
         ({"name": 3}, TypeError, "name is 3; expected a string"),
     ],
 )  # fmt: skip
@@ -157,6 +159,17 @@ def test_verbs_refuse_samplers_of_the_other_kind():
             gs.chain(KEY, autoregression(), num_draws)
     with pytest.raises(TypeError, match="typed key"):
         gs.draw(jax.random.PRNGKey(0), autoregression(num_steps=3))
+
+
+@pytest.mark.parametrize("devices", [[], True, ["cpu"], 2 * jax.local_devices()[:1]])
+def test_mesh_refuses_what_is_no_list_of_devices(devices):
+    with pytest.raises((TypeError, ValueError), match="mesh got devices="):
+        gs.parallel.mesh(devices)
+
+
+def test_exact_draws_beside_data_are_like_the_data():
+    with pytest.raises(ValueError, match="exact makes"):
+        gs.Target.from_data(np.zeros((5, 2), np.float32), exact=lambda key: jnp.zeros(3))
 
 
 def test_mesh_refuses_more_devices_than_there_are():

@@ -282,6 +282,8 @@ BAD = {
     ),
     "a rule not made": ((KEY, autoregression(), 5), {"until": gs.Until}, TypeError, "until is the class Until"),
     "more than memory": ((KEY, autoregression(), 10**12), {}, MemoryError, "give store= a path"),
+    "more chains than memory": ((KEY, autoregression(), 1), {"num_chains": 10**9}, MemoryError, "take fewer chains"),
+    "no effort": ((KEY, autoregression(), 1), {"effort": "hasty"}, ValueError, "expected one of full"),
     "more than counted": ((KEY, autoregression(), 10**10), {"store": "run.zarr"}, ValueError, "the most that are counted"),
     "no rule": ((KEY, autoregression(), 5), {"until": {"ess": 3}}, TypeError, "expected a gensamp.Until"),
     "R-hat of one": ((KEY, autoregression(), 5), {"until": gs.Until(), "num_chains": 1}, ValueError, "or rhat=None"),

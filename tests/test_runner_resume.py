@@ -16,22 +16,32 @@ from chains_by_hand import autoregression
 from jax.tree_util import Partial
 
 import gensamp as gs
+from gensamp import lanes, loops, progress
 
 KEY = jax.random.key(0)
 
 
-def test_interrupt_returns_what_there_is(monkeypatch):
-    from gensamp import loops
+def interrupting(function, call):
+    """The function, in whose call of that number Ctrl-C is pressed."""
+    calls = iter(range(1000))
 
-    steps = iter(range(100))
-    advance = loops.lanes.advance["full"]
-
-    def interrupted(*args, **kwargs):
-        if next(steps) == 2:
+    def pressed(*args, **kwargs):
+        if next(calls) == call:
             signal.raise_signal(signal.SIGINT)
-        return advance(*args, **kwargs)
+        return function(*args, **kwargs)
 
-    monkeypatch.setitem(loops.lanes.advance, "full", interrupted)
+    return pressed
+
+
+def test_an_interrupt_in_the_last_block_is_told(monkeypatch):
+    monkeypatch.setitem(lanes.advance, "full", interrupting(lanes.advance["full"], 0))
+    draws = gs.sample(KEY, autoregression(), 10)
+    assert draws.ending == "finished" and draws.interrupted
+    assert not gs.sample(KEY, autoregression(), 10).interrupted
+
+
+def test_interrupt_returns_what_there_is(monkeypatch):
+    monkeypatch.setitem(lanes.advance, "full", interrupting(lanes.advance["full"], 2))
     monkeypatch.setattr(loops, "BLOCK_SECONDS", 0.0)
     with pytest.warns(UserWarning, match="interrupted after 15 of 100"):
         draws = gs.sample(KEY, autoregression(), 100, chunk=5)
@@ -41,16 +51,8 @@ def test_interrupt_returns_what_there_is(monkeypatch):
 
 
 def test_an_interrupted_warmup_goes_on_where_it_stood(tmp_path, monkeypatch):
-    from gensamp import loops
-
-    advance = loops.lanes.advance["full"]
-
-    def interrupted(*args, **kwargs):
-        signal.raise_signal(signal.SIGINT)
-        return advance(*args, **kwargs)
-
     with monkeypatch.context() as patch, pytest.warns(UserWarning, match="interrupted after 0 of 20"):
-        patch.setitem(loops.lanes.advance, "full", interrupted)
+        patch.setitem(lanes.advance, "full", interrupting(lanes.advance["full"], 0))
         draws = gs.sample(KEY, autoregression(), 20, warmup=50, chunk=5, store=tmp_path / "run.zarr")
     assert draws.position.shape[1] == 0
     assert gs.store.load_checkpoint(tmp_path / "run.zarr.checkpoint")[1]["index"] == 5
@@ -58,25 +60,35 @@ def test_an_interrupted_warmup_goes_on_where_it_stood(tmp_path, monkeypatch):
     np.testing.assert_array_equal(again.position[:], gs.sample(KEY, autoregression(), 20, warmup=50).position)
 
 
-def interrupting(monkeypatch, effort):
-    """Ctrl-C in the first block of the next run."""
-    from gensamp import loops
+@pytest.mark.parametrize("place", ["a write", "a look", "the last block of warm-up", "a write of a finite sampler"])
+def test_wherever_an_interrupt_comes_what_is_recorded_is_saved(place, tmp_path, monkeypatch):
+    finite = place.endswith("finite sampler")
+    sampler = autoregression(num_steps=7) if finite else autoregression()
+    options = {"batch": 2} if finite else {"warmup": 20, "chunk": 10}
+    rule = gs.Until(ess=1e9, rhat=None, minimum=30) if place == "a look" else None
+    run = {"store": tmp_path / "run.zarr", **options}
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="interrupted after"):
+        if place == "a look":
+            patch.setattr(gs.Until, "met", interrupting(gs.Until.met, 1))
+        elif "warm-up" in place:
+            patch.setitem(lanes.advance, "full", interrupting(lanes.advance["full"], 1))
+        else:
+            patch.setattr(loops, "BLOCK_SECONDS", 0.0)
+            patch.setattr(gs.store.DiskStore, "write", interrupting(gs.store.DiskStore.write, 1))
+        cut = gs.sample(KEY, sampler, 90, until=rule, **run)
+    saved = gs.store.load_checkpoint(tmp_path / "run.zarr.checkpoint")[1]
+    assert int(saved["done"]) == cut.position.shape[1] < 90
+    assert int(saved["index"]) == (0 if finite else 20 + cut.position.shape[1])
+    again = gs.sample(KEY, sampler, 90, resume=True, **run)
+    np.testing.assert_array_equal(again.position[:], gs.sample(KEY, sampler, 90, **options).position)
 
-    advance = loops.lanes.advance[effort]
 
-    def interrupted(*args, **kwargs):
-        monkeypatch.setitem(loops.lanes.advance, effort, advance)
-        signal.raise_signal(signal.SIGINT)
-        return advance(*args, **kwargs)
-
-    monkeypatch.setitem(loops.lanes.advance, effort, interrupted)
-
-
-def test_an_interrupt_in_the_last_block_is_told(monkeypatch):
-    interrupting(monkeypatch, "full")
-    draws = gs.sample(KEY, autoregression(), 10)
-    assert draws.ending == "finished" and draws.interrupted
-    assert not gs.sample(KEY, autoregression(), 10).interrupted
+def test_warm_up_is_saved_as_it_goes(tmp_path, monkeypatch):
+    saved, save = [], progress.save_checkpoint
+    monkeypatch.setattr(progress, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "save_checkpoint", lambda path, step, tree: saved.append(step) or save(path, step, tree))
+    gs.sample(KEY, autoregression(), 5, warmup=40, chunk=10, store=tmp_path / "run.zarr")
+    assert saved[0] == 10
 
 
 def test_adaptation_does_not_go_on_after_an_interrupt(monkeypatch):
@@ -87,7 +99,7 @@ def test_adaptation_does_not_go_on_after_an_interrupt(monkeypatch):
     def kernel(target, step_size, *, inverse_mass_matrix):
         return gs.mcmc.mala(target, step_size, inverse_mass_matrix=inverse_mass_matrix)
 
-    interrupting(monkeypatch, "full")
+    monkeypatch.setitem(lanes.advance, "full", interrupting(lanes.advance["full"], 0))
     with pytest.raises(KeyboardInterrupt, match="interrupted"):
         adapt_together(KEY, kernel, target, np.zeros((4, 2), np.float32), metric=np.ones(2), most_steps=50)
 
@@ -193,6 +205,21 @@ def test_a_start_that_fails_leaves_no_store_behind(tmp_path):
     with pytest.raises(ValueError, match="start where"):
         gs.sample(KEY, sampler, 5, initial=-np.ones((2, 2)), store=tmp_path / "run.zarr")
     assert gs.sample(KEY, sampler, 5, initial=np.ones((2, 2)), store=tmp_path / "run.zarr").ending == "finished"
+
+
+def test_a_run_that_converged_with_its_last_draw_says_so_again(tmp_path):
+    run = {"until": gs.Until(ess=10, rhat=None, minimum=100), "store": tmp_path / "run.zarr"}
+    assert [gs.sample(KEY, autoregression(), 100, resume=again, **run).ending for again in (False, True)] == ["converged"] * 2
+
+
+def test_a_resumed_run_that_fails_at_once_raises(tmp_path, monkeypatch):
+    def failing(*args, **kwargs):
+        raise RuntimeError("the device is gone")
+
+    gs.sample(KEY, autoregression(), 10, store=tmp_path / "run.zarr")
+    monkeypatch.setitem(lanes.begin, "full", failing)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        gs.sample(KEY, autoregression(), 20, store=tmp_path / "run.zarr", resume=True)
 
 
 def test_a_converged_run_stays_as_it_is_when_run_again(tmp_path):

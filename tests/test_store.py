@@ -1,5 +1,6 @@
 """What a store takes for its own run, and what it refuses: stale checkpoints, broken files, names that clash."""
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -226,6 +227,14 @@ def test_events_that_a_store_cannot_hold_are_refused(template, message, tmp_path
     with compile_clock() as clock, pytest.raises(ValueError, match=message):
         gs.sample(KEY, sampler, 5, store=tmp_path / "run.zarr")
     assert clock.count == 0 and not list(tmp_path.iterdir())
+
+
+def test_a_report_that_a_store_cannot_hold_is_refused(tmp_path):
+    sampler = autoregression()
+    step = Partial(lambda key, state, index: (state, gs.Info.of(extra=jnp.bfloat16(1))))
+    with pytest.raises(ValueError, match="reports numbers of bfloat16, which cannot be stored"):
+        gs.sample(KEY, dataclasses.replace(sampler, step=step), 5, store=tmp_path / "run.zarr")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_digest_of_a_maker_knows_what_it_closes_over(tmp_path):

@@ -126,7 +126,7 @@ def _candidates(samplers, target, budget) -> tuple[list[_Candidate], dict[str, s
         chosen = [_of_yours(name, made, target, budget) for name, made in samplers.items()]
     else:
         if samplers is not None and not isinstance(samplers, str):
-            samplers = _names(samplers)
+            samplers = list(dict.fromkeys(_names(samplers)))
         asked = registry.choose(samplers)
         skipped = {entry.name: entry.reason(target) for entry in asked if not entry.applicable(target)}
         chosen = [_of_registry(entry, target, budget) for entry in asked if entry.applicable(target)]
