@@ -27,9 +27,10 @@ BUFFER_ROWS = 2**15
 
 
 class Chains:
-    """Chains stood at their starts, and the buffers that their draws go to, one of each per lane block.
+    """Chains where they stand, in lane blocks, and what they have drawn that is not recorded yet.
 
     row: what is recorded of one draw, as shapes. fixed: counts that are the same number at every step; counted: the others.
+    capacity: draws that a buffer holds; each lane block has one that fills, and while the host records it, another.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -47,76 +48,90 @@ class Chains:
         self.kept = recall(plan.facts, "chain row", lambda: jax.eval_shape(lanes.packed, info, position))
         row_bytes = plan.width * sum(a.dtype.itemsize * a.size for a in self.kept.values())
         self.capacity = int(np.clip(BUFFER_BYTES // max(row_bytes, 1), 1, BUFFER_ROWS))
-        self.buffers = self.emptied()
+        self.filling = self._emptied()
+        # (first draw, draw after the last, buffers) that the host has yet to record, and buffers that it is done with.
+        self.waiting: list[tuple[int, int, list[dict[str, Any]]]] = []
+        self.spare: list[list[dict[str, Any]]] = []
 
-    def emptied(self) -> list[dict[str, Any]]:
-        """Buffers with room for `capacity` draws of each lane block."""
-        shapes = _with_axes(self.kept, self.capacity, self.plan.lanes)
-        return [_zeros(shapes, self.plan.mesh, lanes.ROWS) for _ in self.blocks]
+    def restore(self, run: Run) -> None:
+        """Stand where the run was saved."""
+        rows = [np.minimum(np.arange(first, first + self.plan.lanes), self.plan.width - 1) for first in self.firsts]
+        self.states = [run.restored(state, row) for state, row in zip(self.states, rows, strict=True)]
 
-    def advance(self, b: int, start: int, stop: int, first: int, *, lower: bool = False) -> Any:
-        """Take block `b` from step `start` to `stop`, the draw of step `first` in its buffer's first row; its counts.
+    def carried(self) -> PyTree:
+        """The states as host arrays [chain, ...]."""
+        return _joined(self.states, self.plan.width)
 
-        lower: take no step, and return the program of it, lowered: who compiles that finds it compiled when steps are taken.
-        """
+    def lowered(self) -> Any:
+        """The program of a step, lowered: who compiles it finds it compiled when steps are taken."""
+        program, arguments, options = self._step(0, 0, 1, 0)
+        return program.lower(*arguments, **options)
+
+    def advance(self, run: Run, stop: int, first: int) -> None:
+        """Take all chains from step `run.index` to `stop`, the draw of step `first` in the first row of their buffers."""
+        began, compiled = time.perf_counter(), run.clock.seconds
+        self.filling = self.filling or (self.spare.pop() if self.spare else self._emptied())
+        counts = []
+        for b in range(len(self.blocks)):
+            program, arguments, options = self._step(b, run.index, stop, first)
+            self.states[b], count, self.filling[b] = program(*arguments, **options)
+            counts.append(count)
+        # The devices are at work.
+        self.record(run)
+        jax.block_until_ready(self.filling)
+        steps = stop - run.index
+        summed = {name: each * steps * self.plan.width for name, each in self.fixed.items()}
+        run.count(**summed, **(_joined(counts, self.plan.width) if self.counted else {}))
+        run.timed(began, compiled, steps)
+        run.index = stop
+
+    def hand_over(self, base: int, reached: int) -> None:
+        """Let the buffers, which hold the draws base <= i < reached, wait to be recorded."""
+        if reached > base:
+            self.waiting.append((base, reached, self.filling))
+            self.filling = []
+
+    def record(self, run: Run) -> None:
+        """Record the draws that wait for it."""
+        while self.waiting:
+            base, reached, buffers = self.waiting.pop()
+            for first, buffer in zip(self.firsts, buffers, strict=True):
+                rows = slice(first, min(first + self.plan.lanes, self.plan.width))
+                valid = (slice(reached - base), slice(rows.stop - first))
+                values = {dtype: np.moveaxis(np.asarray(a)[valid], 0, 1) for dtype, a in buffer.items()}
+                values = lanes.unpacked(values, self.row)
+                run.record(rows, slice(base, reached), _walkers_first(values, 2, self.plan.population))
+            run.done = reached
+            self.spare.append(buffers)
+
+    def _step(self, b: int, start: int, stop: int, first: int) -> tuple[Any, tuple, dict[str, Any]]:
         each, ids, _ = self.blocks[b]
-        program = lanes.advance[self.plan.effort]
         span = [np.int32(value) for value in (start, stop, first)]
         thin = None if self.plan.thin == 1 else np.int32(self.plan.thin)
-        arguments = (self.plan.maker, each, self.plan.key, ids, self.states[b], self.buffers[b], *span, thin)
-        options = {"counted": self.counted, "mesh": self.plan.mesh}
-        if lower:
-            return program.lower(*arguments, **options)
-        self.states[b], counts, self.buffers[b] = program(*arguments, **options)
-        return counts
+        arguments = (self.plan.maker, each, self.plan.key, ids, self.states[b], self.filling[b], *span, thin)
+        return lanes.advance[self.plan.effort], arguments, {"counted": self.counted, "mesh": self.plan.mesh}
+
+    def _emptied(self) -> list[dict[str, Any]]:
+        shapes = _with_axes(self.kept, self.capacity, self.plan.lanes)
+        return [_zeros(shapes, self.plan.mesh, lanes.ROWS) for _ in self.blocks]
 
 
 def run_chains(plan: Plan, run: Run, until: Any) -> bool:
     """Advance chains without end to their last draw; True when the stopping rule ended them before it."""
     chains = Chains(plan)
-    firsts, states = chains.firsts, chains.states
     if run.saved_lanes:
-        rows = [np.minimum(np.arange(first, first + plan.lanes), plan.width - 1) for first in firsts]
-        states[:] = [run.restored(state, row) for state, row in zip(states, rows, strict=True)]
+        chains.restore(run)
     else:
-        _check_start(_joined(states, plan.width))
+        _check_start(chains.carried())
     run.shelf.open(_walkers_first(_with_axes(chains.row, plan.width), 1, plan.population), plan.num_draws)
-
-    # With draws kept in memory, the host records a buffer while the devices fill the other one. A stored run's checkpoint is
-    # of the states after its last recorded draw, which the devices may not write over before it is made.
-    ahead = run.shelf.checkpoint is None
-    waiting: list[tuple[int, int, list[dict[str, Any]]]] = []
-    spare: list[list[dict[str, Any]]] = []
-
-    def advance(stop: int, first: int) -> None:
-        began, compiled = time.perf_counter(), run.clock.seconds
-        if not chains.buffers:
-            chains.buffers = spare.pop() if spare else chains.emptied()
-        counts = [chains.advance(b, run.index, stop, first) for b in range(len(firsts))]
-        flush()
-        jax.block_until_ready(chains.buffers)
-        summed = {name: each * (stop - run.index) * plan.width for name, each in chains.fixed.items()}
-        run.count(**summed, **(_joined(counts, plan.width) if chains.counted else {}))
-        run.timed(began, compiled, stop - run.index)
-        run.index = stop
-
-    def flush() -> None:
-        while waiting:
-            base, reached, buffers = waiting.pop()
-            for first, buffer in zip(firsts, buffers, strict=True):
-                rows = slice(first, min(first + plan.lanes, plan.width))
-                valid = (slice(reached - base), slice(rows.stop - first))
-                values = {dtype: np.moveaxis(np.asarray(a)[valid], 0, 1) for dtype, a in buffer.items()}
-                values = lanes.unpacked(values, chains.row)
-                run.record(rows, slice(base, reached), _walkers_first(values, 2, plan.population))
-            run.done = reached
-            spare.append(buffers)
-
-    def hand_over() -> None:
-        nonlocal base
-        if reached > base:
-            waiting.append((base, reached, chains.buffers))
-            chains.buffers, base = [], reached
+    run.bar.update(run.index)
+    while run.index < plan.warmup and not run.interrupted.is_set():
+        chains.advance(run, min(run.index + run.steps(), plan.warmup), run.index)
+        run.save(chains.carried)
+    if run.index < plan.warmup:
+        run.save(chains.carried, last=True)
+        return False
+    run.settle(phase=SAMPLE)
 
     def decided() -> bool:
         nonlocal look
@@ -125,18 +140,8 @@ def run_chains(plan: Plan, run: Run, until: Any) -> bool:
         look = until.next_look(reached)
         return until.met(jax.tree.map(lambda a: a[:, :reached], run.shelf.arrays["position"]))
 
-    def carried() -> PyTree:
-        return _joined(states, plan.width)
-
-    run.bar.update(run.index)
-    while run.index < plan.warmup and not run.interrupted.is_set():
-        stop = min(run.index + run.steps(), plan.warmup)
-        advance(stop, run.index)
-        run.save(carried)
-    if run.index < plan.warmup:
-        run.save(carried, last=True)
-        return False
-    run.settle(phase=SAMPLE)
+    # A stored run's checkpoint is of the states after its last recorded draw, so the devices may not run ahead of it.
+    ahead = run.shelf.checkpoint is None
     base = reached = run.done
     turned = time.perf_counter()
     look = plan.num_draws if until is None else until.next_look(reached - 1)
@@ -146,20 +151,20 @@ def run_chains(plan: Plan, run: Run, until: Any) -> bool:
         while not met and reached < plan.num_draws and not run.interrupted.is_set():
             room = min(plan.num_draws, base + chains.capacity, look)
             reached = min(room, reached + max(1, run.steps(plan.thin) // plan.thin))
-            advance(plan.warmup + reached * plan.thin, plan.warmup + base * plan.thin)
+            chains.advance(run, plan.warmup + reached * plan.thin, plan.warmup + base * plan.thin)
             if reached < room and time.perf_counter() - turned < BLOCK_SECONDS:
                 continue
-            hand_over()
-            turned = time.perf_counter()
+            chains.hand_over(base, reached)
+            base, turned = reached, time.perf_counter()
             if ahead and reached < look:
                 continue
-            flush()
+            chains.record(run)
             met = decided()
-            run.save(carried)
-        hand_over()
+            run.save(chains.carried)
+        chains.hand_over(base, reached)
     finally:
-        flush()
-    run.save(carried, last=True)
+        chains.record(run)
+    run.save(chains.carried, last=True)
     return met
 
 

@@ -219,7 +219,7 @@ def lowered_step(key: Any, sampler: Any, *, initial: PyTree, mesh: Any = None, e
         starts for it, each at the cost of one `init`.
     """
     plan = make_plan(key, sampler, 1, initial=initial, mesh=mesh, effort=effort)
-    return Chains(plan).advance(0, 0, 1, 0, lower=True), plan.width
+    return Chains(plan).lowered(), plan.width
 
 
 def shown(progress: bool | None) -> bool:
