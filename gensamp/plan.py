@@ -24,6 +24,7 @@ from gensamp.fingerprint import fingerprint
 from gensamp.lanes import EFFORTS, resolve
 from gensamp.parallel import AXIS, put
 from gensamp.parallel import mesh as device_mesh
+from gensamp.store import unstorable
 
 __all__ = ["MOST_STEPS", "Plan", "make_plan", "recall", "remembered"]
 
@@ -245,7 +246,9 @@ def _check_initial(initial: PyTree, event: PyTree) -> PyTree:
         if value.shape[1:] != shape.shape:
             expected = ", ".join(map(str, ("chain", *shape.shape)))
             raise ValueError(f"initial has shape {list(value.shape)}; expected [{expected}]")
-        if not jnp.issubdtype(shape.dtype, jnp.floating) and not (value.astype(shape.dtype) == value).all():
+        with np.errstate(invalid="ignore"):
+            kept = jnp.issubdtype(shape.dtype, jnp.floating) or (value.astype(shape.dtype) == value).all()
+        if not kept:
             raise ValueError(f"initial holds numbers that {shape.dtype} has not; expected positions of {shape.dtype}")
         return _finite_rows(value, shape.dtype, "initial", "for chains", "expected finite positions")
 
@@ -279,9 +282,8 @@ def _finite_rows(value: np.ndarray, dtype: Any, name: str, where: str, expected:
 def _check_storable(event: PyTree) -> None:
     """Refuse events whose leaves a store cannot hold, or cannot hold apart."""
     paths = jax.tree_util.tree_flatten_with_path(event)[0]
-    kinds = sorted({str(leaf.dtype) for _, leaf in paths if leaf.dtype.kind not in "fiub"})
-    if kinds:
-        raise ValueError(f"events of {kinds[0]} cannot be stored; give the target a float32 template, or leave store out")
+    if kind := unstorable(event):
+        raise ValueError(f"events of {kind} cannot be stored; give the target a float32 template, or leave store out")
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
     for name, (path, _) in zip(names, paths, strict=True):
         if path and any(part in ("", ".", "..", "zarr.json") or part.startswith("__") for part in name.split("/")):

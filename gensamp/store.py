@@ -25,7 +25,7 @@ from gensamp.fingerprint import fingerprint
 
 __all__ = [
     "DiskStore", "MemoryStore", "check_writable", "fingerprint", "key_words", "like_saved", "load_checkpoint",
-    "need_packages", "save_checkpoint",
+    "need_packages", "save_checkpoint", "unstorable",
 ]  # fmt: skip
 
 CHUNK_BYTES = 2**22
@@ -135,8 +135,8 @@ class DiskStore:
         """
         import zarr
 
-        if kinds := sorted({str(one.dtype) for one in jax.tree.leaves(shapes) if one.dtype.kind not in "fiub"}):
-            raise ValueError(f"this sampler reports numbers of {kinds[0]}, which cannot be stored; leave store out")
+        if kind := unstorable(shapes):
+            raise ValueError(f"this sampler reports numbers of {kind}, which cannot be stored; leave store out")
         group = zarr.open_group(self.path, mode="a")
         group.attrs["gensamp_run"] = self.identity
 
@@ -165,6 +165,11 @@ class DiskStore:
         for array in jax.tree.leaves(self.arrays):
             array.resize((array.shape[0], num_draws, *array.shape[2:]))
         return self.arrays
+
+
+def unstorable(shapes: PyTree) -> str | None:
+    """A dtype among these that no store can hold, or None."""
+    return next(iter(sorted({str(one.dtype) for one in jax.tree.leaves(shapes) if one.dtype.kind not in "fiub"})), None)
 
 
 def _write(arrays: PyTree, chains: slice, draws: slice, values: PyTree) -> None:

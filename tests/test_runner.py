@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import types
 
 import chains_by_hand
 import jax
@@ -285,6 +286,13 @@ BAD = {
     "more chains than memory": ((KEY, autoregression(), 1), {"num_chains": 10**9}, MemoryError, "take fewer chains"),
     "no effort": ((KEY, autoregression(), 1), {"effort": "hasty"}, ValueError, "expected one of full"),
     "more than counted": ((KEY, autoregression(), 10**10), {"store": "run.zarr"}, ValueError, "the most that are counted"),
+    "initial not whole": (
+        (KEY, dataclasses.replace(autoregression(), start=Partial(lambda key: jnp.zeros(3, jnp.int32))), 5),
+        {"initial": np.array([[0.5, 3e9, 1.0]])}, ValueError, "that int32 has not",
+    ),
+    "half a rule": (
+        (KEY, autoregression(), 5), {"until": types.SimpleNamespace(next_look=int)}, TypeError, "or what has its parts"
+    ),
     "no rule": ((KEY, autoregression(), 5), {"until": {"ess": 3}}, TypeError, "expected a gensamp.Until"),
     "R-hat of one": ((KEY, autoregression(), 5), {"until": gs.Until(), "num_chains": 1}, ValueError, "or rhat=None"),
     "no path": ((KEY, autoregression(), 5), {"store": 3}, ValueError, "expected the path of a folder"),
