@@ -2,9 +2,10 @@
 
     scattered starts -> each let down on its own -> thrown apart again -> warm-up together -> draws until the rule is met
 
-Sixteen chains of HMC with paths of varying length (`mcmc.dynamic_hmc`) run side by side. Their common metric is a full
-covariance (variances alone above 256 dimensions), which begins as the curvature where the best chain came to rest
-(`starts.py`) and is refined by all of them (`cross_chain.py`).
+Eight chains of HMC with paths of varying length (`mcmc.dynamic_hmc`) run side by side. More of them would not be ready sooner:
+an R-hat of 1.01 asks for about as many draws of each chain, however many there are. Their common metric is a full covariance
+(variances alone above 256 dimensions), which begins as the curvature where the best chain came to rest (`starts.py`) and is
+refined by all of them (`cross_chain.py`).
 Everything runs two compiled programs, the start (a batched gradient) and the step: compilation is most of the time to an
 answer, so nothing else is compiled while it lasts, and what can wait in another thread does.
 
@@ -38,7 +39,7 @@ from gensamp.starts import HOPELESS, MOST_DENSE, let_down, overdispersed, restin
 
 __all__ = ["auto"]
 
-NUM_CHAINS = 16
+NUM_CHAINS, LEAST_CHAINS = 8, 4
 MOST_LEAPFROGS = 256
 DIVERGED = 0.01
 LOW_ENERGY = 0.3
@@ -49,7 +50,7 @@ def auto(
     target: Target,
     until: Any = None,
     *,
-    num_chains: Any = NUM_CHAINS,
+    num_chains: Any = None,
     most_draws: Any = 20_000,
     initial: PyTree = None,
     mesh: Any = None,
@@ -62,7 +63,7 @@ def auto(
         target: with a `log_density`; from a plain function or a numpyro model.
         until: an `Until`, checked on every coordinate and every named quantity; `Until()` by default (bulk and tail ESS of
             400, R-hat of 1.01).
-        num_chains: chains side by side, at least 4.
+        num_chains: chains side by side, at least 4; by default 8, or as many as `initial` has.
         most_draws: draws per chain, at most.
         initial: positions [chain, ...] to scatter from instead of Uniform(-2, 2); they are let down all the same.
         mesh, progress: as for `sample`.
@@ -79,6 +80,8 @@ def auto(
     _check(until, num_chains, most_draws)
     if initial is not None:
         initial = _flat_starts(target, initial, num_chains)
+    if num_chains is None:
+        num_chains = NUM_CHAINS if initial is None else len(initial)
     flat = flat_target(target)
     size = flat.template.shape[0]
     dense = size <= MOST_DENSE
@@ -130,13 +133,14 @@ def _check(until, num_chains, most_draws) -> None:
     if not isinstance(until, Until):
         got = "the class Until itself" if until is Until else repr(until)
         raise TypeError(f"auto got until={got}; expected a rule, such as gensamp.Until(ess=400)")
-    for name, value, least in (("num_chains", num_chains, 4), ("most_draws", most_draws, 1)):
+    given = NUM_CHAINS if num_chains is None else num_chains
+    for name, value, least in (("num_chains", given, LEAST_CHAINS), ("most_draws", most_draws, 1)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
             why = ", since R-hat compares chains" if name == "num_chains" else ", draws per chain"
             raise ValueError(f"auto got {name} {value!r}; expected an integer of at least {least}{why}")
 
 
-def _flat_starts(target: Target, initial: PyTree, num_chains: int) -> np.ndarray:
+def _flat_starts(target: Target, initial: PyTree, num_chains: int | None) -> np.ndarray:
     leaves = [np.asarray(a) for a in jax.tree.leaves(initial)]
     if not leaves or not all(a.ndim and a.dtype.kind in "fiu" for a in leaves):
         got = ", ".join(f"{a.dtype}{list(a.shape)}" for a in leaves)
@@ -145,8 +149,10 @@ def _flat_starts(target: Target, initial: PyTree, num_chains: int) -> np.ndarray
         flat = flatten(target.template, jax.tree.map(np.asarray, initial))
     except ValueError as error:
         raise ValueError(f"auto got an initial whose {error}") from error
-    if len(flat) != num_chains:
-        raise ValueError(f"auto got {len(flat)} initial positions for {num_chains} chains; give num_chains as well")
+    if num_chains is not None and len(flat) != num_chains:
+        raise ValueError(f"auto got {len(flat)} initial positions for {num_chains} chains; leave one of the two out")
+    if len(flat) < LEAST_CHAINS:
+        raise ValueError(f"auto got {len(flat)} initial positions; expected one for each of at least {LEAST_CHAINS} chains")
     if not np.isfinite(flat).all():
         bad = int((~np.isfinite(flat).all(1)).sum())
         raise ValueError(f"auto got initial positions of which {bad} are not finite; replace them")

@@ -1,6 +1,6 @@
 """Adaptation of many chains together: one step size and one metric, learned from all of them at once.
 
-Sixteen chains side by side cost a vector machine little more than four, and their pooled covariance knows in tens of steps what
+Chains side by side cost a vector machine little more than one, and their pooled covariance knows in tens of steps what
 one chain learns in hundreds. So warm-up is a row of short rounds. A round runs every chain with a fixed kernel (by `sample`,
 so that all rounds, and the draws that follow, are one program), and after it, on the host:
 

@@ -74,13 +74,22 @@ class Until:
 
         for leaf in jax.tree.leaves(position):
             flat = np.asarray(leaf, np.float64).reshape(*leaf.shape[:2], -1)
-            bulk = array_stats.ess(flat, chain_axis=0, draw_axis=1, method="bulk")
-            tail = array_stats.ess(flat, chain_axis=0, draw_axis=1, method="tail", prob=(0.05, 0.95))
-            if not min(np.min(bulk), np.min(tail)) >= self.ess:
-                return False
-            if self.rhat is not None and not np.max(array_stats.rhat(flat, chain_axis=0, draw_axis=1)) <= self.rhat:
-                return False
+            # Ranks of thousands of coordinates take long, and the one that disagrees most says no in no time.
+            for one in (flat[:, :, i : i + 1] for i in _most_apart_first(flat)):
+                bulk = array_stats.ess(one, chain_axis=0, draw_axis=1, method="bulk")
+                tail = array_stats.ess(one, chain_axis=0, draw_axis=1, method="tail", prob=(0.05, 0.95))
+                if not min(bulk.item(), tail.item()) >= self.ess:
+                    return False
+                if self.rhat is not None and not array_stats.rhat(one, chain_axis=0, draw_axis=1).item() <= self.rhat:
+                    return False
         return True
+
+
+def _most_apart_first(flat: np.ndarray) -> np.ndarray:
+    """The coordinates of [chain, draw, d], those first in which the means of half chains differ most beside their variance."""
+    halves = np.concatenate(np.array_split(flat[:, : flat.shape[1] // 2 * 2], 2, axis=1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.argsort(-halves.mean(1).var(0) / halves.var(1).mean(0))
 
 
 @dataclass(frozen=True, eq=False)
