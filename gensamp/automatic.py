@@ -51,7 +51,7 @@ def auto(
     until: Any = None,
     *,
     num_chains: Any = None,
-    most_draws: Any = 20_000,
+    most_draws: Any = 40_000,
     initial: PyTree = None,
     mesh: Any = None,
     progress: bool | None = None,

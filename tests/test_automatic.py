@@ -182,13 +182,15 @@ FAST = {
 def test_posteriors_agree_with_the_reference_draws(name, double):
     """ESS of every mean at least 5,000; bias of means and quantiles at most 0.05 posterior sd; |z| at most 4.
 
-    At an ESS of 5,000 the error of a 10 % quantile alone is 0.024 sd, and the reference's 0.017: longer runs are compared.
-    Where the law is known, one of the reference's own quantiles lies 0.043 sd off: there the bias is measured against the law.
+    At an ESS of 5,000 the error of a 10 % quantile alone is 0.024 sd, and the reference's 0.017: longer runs are compared, by
+    far longer ones, because some of the reference's own quantiles lie 0.04 sd off. Where the law is known the bias is measured
+    against it.
     """
+    ess = 40_000 if (name, double) in FAST else 160_000
     with jax.enable_x64(double), warnings.catch_warnings():
         warnings.simplefilter("error")
         target = gs.targets.posteriordb(name, reference=False)
-        draws = gs.auto(jax.random.key(0), target, gs.Until(ess=40_000))
+        draws = gs.auto(jax.random.key(0), target, gs.Until(ess=ess), most_draws=200_000)
         named = gs.named(target, draws.position)
     assert draws.ending == "converged"
     law = diamonds_law() if name == "diamonds-diamonds" else {}

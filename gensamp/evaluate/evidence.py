@@ -249,7 +249,8 @@ def _bennett(ratios: np.ndarray) -> np.ndarray:
     forward, backward = ratios[..., 0], ratios[..., 1]
     low = np.minimum(forward.min(0), -backward.max(0))
     high = np.maximum(forward.max(0), -backward.min(0))
-    for _ in range(60):
+    # A base that reaches where the target is hardly anything has ratios of -1e20: halved until that tells.
+    while np.any(high - low > 1e-10 * np.maximum(1, np.abs(low + high))):
         middle = (low + high) / 2
         below = _sigmoid(forward - middle[None, :]).mean(0) > _sigmoid(backward + middle[None, :]).mean(0)
         low, high = np.where(below, middle, low), np.where(below, high, middle)

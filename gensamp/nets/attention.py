@@ -1,9 +1,13 @@
 """Multi-head self-attention of the tokens of one event (Vaswani et al. 2017), with the softmax never below float32.
 
-Flax's own layer offers a float32 softmax by doing the sum over values in float32 as well; here the products stay in the
-precision of the tokens. Heads come first in both products, so that they are products of plain matrices: on a CPU three times
-as fast as JAX's `dot_product_attention`, whose heads stand in the middle (16 events, 196 tokens, 8 heads of 8: 13.5 ms, not
-38.4).
+With logits l = Q K' / sqrt(size per head), a token hears
+
+    softmax(l) V  =  (exp(l - max l) V) / (sum of exp(l - max l)).
+
+The right-hand side divides once for each number heard and not once for each pair of tokens. Flax's own layer offers a float32
+softmax by doing the sum over values in float32 as well; here the products stay in the precision of the tokens. On a CPU heads
+take turns, because the pairs of one head fit into its cache: 16 events, 196 tokens and 8 heads of 8 take 7.2 ms on one core,
+all heads at once 10, and the softmax as it is usually written 30 (jax 0.10.1). Elsewhere they go side by side.
 """
 
 from typing import Any
@@ -27,11 +31,32 @@ def self_attention(tokens: jax.Array, num_heads: int, param_dtype: Any, *, zero:
     return layer(tokens)
 
 
-def attend(query: jax.Array, key: jax.Array, value: jax.Array, **unused: Any) -> jax.Array:
-    """What each token hears, [tokens, heads, size per head], as all three arguments are."""
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, seen: Any = None, **unused: Any) -> jax.Array:
+    """What each token hears, [tokens, heads, size per head].
+
+    Args:
+        query: [tokens, heads, size per head]. key, value: the same, of as many tokens as can be heard.
+        seen: bool [tokens, heard tokens]: whom each token hears; None is all of them.
+    """
     del unused
-    query, key, value = (x.transpose(1, 0, 2) for x in (query, key, value))
+    heads = tuple(x.transpose(1, 0, 2) for x in (query, key, value))
+    told = jax.lax.platform_dependent(*heads, seen, cpu=_in_turn, default=jax.vmap(_one_head, in_axes=(0, 0, 0, None)))
+    return told.transpose(1, 0, 2)
+
+
+def _in_turn(query, key, value, seen):
+    def one(head):
+        query, key, value = head
+        return _one_head(query, key, value, seen)
+
+    return jax.lax.map(one, (query, key, value))
+
+
+def _one_head(query, key, value, seen):
     high = jnp.promote_types(query.dtype, jnp.float32)
-    logits = jnp.matmul(query, key.transpose(0, 2, 1), preferred_element_type=high)
-    weights = jax.nn.softmax(logits / query.shape[-1] ** 0.5, axis=-1).astype(value.dtype)
-    return (weights @ value).transpose(1, 0, 2)
+    products = jnp.matmul(query, key.T, preferred_element_type=high)
+    products = products if seen is None else jnp.where(seen, products, jnp.finfo(high).min)
+    highest = jax.lax.stop_gradient(products.max(axis=-1, keepdims=True))
+    weights = jnp.exp((products - highest) * query.shape[-1] ** -0.5)
+    heard = jnp.matmul(weights.astype(value.dtype), value, preferred_element_type=high)
+    return (heard / weights.sum(axis=-1, keepdims=True)).astype(value.dtype)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gensamp.core import Static, bind
+from gensamp.nets.attention import attend
 
 __all__ = ["Decoder", "causal_decoder"]
 
@@ -69,25 +70,16 @@ class _Decoder(nn.Module):
         number = tokens.shape[0]
         h = nn.Dense(self.width, **precision)(tokens) + jax.lax.dynamic_slice_in_dim(places, index, number)
         seen = jnp.arange(self.length)[None, :] <= (index + jnp.arange(number))[:, None]
-        memories = []
         for layer in range(self.depth):
             query, key, value = jnp.split(nn.Dense(3 * self.width, **precision)(nn.LayerNorm(**precision)(h)), 3, axis=-1)
-            memory = jax.lax.dynamic_update_slice_in_dim(cache[layer], jnp.stack([key, value]), index, axis=1)
-            memories.append(memory)
-            h = h + nn.Dense(self.width, **precision)(self._attend(query, memory, seen))
+            place = [jnp.asarray(i, jnp.int32) for i in (layer, 0, index, 0)]
+            cache = jax.lax.dynamic_update_slice(cache, jnp.stack([key, value])[None], place)
+            told = attend(*(a.reshape(len(a), self.num_heads, -1) for a in (query, *cache[layer])), seen)
+            h = h + nn.Dense(self.width, **precision)(told.reshape(query.shape))
             inner = nn.gelu(nn.Dense(4 * self.width, **precision)(nn.LayerNorm(**precision)(h)))
             h = h + nn.Dense(self.width, **precision)(inner)
         last = nn.Dense(self.num_outputs, kernel_init=nn.initializers.zeros, **precision)
-        return last(nn.LayerNorm(**precision)(h)), jnp.stack(memories)
-
-    def _attend(self, query, memory, seen):
-        def heads(a):
-            return a.reshape(a.shape[0], self.num_heads, -1)
-
-        keys, values = heads(memory[0]), heads(memory[1])
-        scores = jnp.einsum("nhd,thd->hnt", heads(query), keys) * (self.width // self.num_heads) ** -0.5
-        weights = jax.nn.softmax(jnp.where(seen[None], scores, jnp.finfo(scores.dtype).min), axis=-1)
-        return jnp.einsum("hnt,thd->nhd", weights, values).reshape(query.shape)
+        return last(nn.LayerNorm(**precision)(h)), cache
 
 
 def _init(module, dtype, key):

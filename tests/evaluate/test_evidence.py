@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 import gensamp as gs
 from gensamp.evaluate.evidence import bridge, compare_evidence, log_evidence, stepping_stone, thermodynamic
@@ -93,6 +94,14 @@ def test_the_bridge_has_the_smaller_error():
     ratios, _ = gaussian_replicas(np.random.default_rng(1), levels=(0.0, 1.0))
     assert bridge(ratios).error < 0.9 * stepping_stone(ratios).error
     assert 0 < bridge(ratios).ess < 20 * 500
+
+
+def test_a_base_that_reaches_where_the_target_is_hardly_anything_leaves_the_bridge_its_digits():
+    """A normal law, and the part of it above -1, below which the log density falls by 1e20."""
+    x = np.random.default_rng(1).normal(size=(20, 500, 1))
+    ratios = np.stack([np.where(x > -1, 0, -1e20), np.zeros_like(x)], -1)
+    found = bridge(ratios)
+    assert abs(found.value - norm.logsf(-1)) < 4 * found.error < 0.04
 
 
 def test_the_thermodynamic_integral_converges_in_the_levels():

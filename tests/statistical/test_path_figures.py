@@ -61,7 +61,7 @@ CASES = {
     "gmm40": Case(gs.targets.gmm40, 30.0),
     "gmm40_d50": Case(partial(gs.targets.gmm40, 50), 100.0, kernel=SHORT, refine=100, steps=8000),
     "many_well": Case(gs.targets.many_well, 1.5, MANY_WELL, particles=4000, repeats=5, refine=30),
-    "funnel": Case(gs.targets.funnel, 5.0, kernel=SLICES, smooth=False, particles=1000, repeats=10),
+    "funnel": Case(gs.targets.funnel, 10.0, kernel=SLICES, smooth=False, particles=1000, repeats=10),
 }
 
 
