@@ -194,6 +194,7 @@ FAMILIES = {
     "maf": Family("Masked autoregressive flow", _flow("maf"), _WIDE, _density_bits, most=500),
     "made": Family("MADE, logistic mixtures", _autoregressive("made", num_components=3), _WIDE, _mass_bits),
     "pixelcnn": Family("PixelCNN", _autoregressive("pixelcnn"), _WIDE, _mass_bits, most=100),
+    "transformer": Family("Causal transformer", _autoregressive("causal_transformer"), _WIDE, _mass_bits, most=100),
 }  # fmt: skip
 
 

@@ -49,7 +49,8 @@ def _in_turn(query, key, value, seen):
         query, key, value = head
         return _one_head(query, key, value, seen)
 
-    return jax.lax.map(one, (query, key, value))
+    # A gradient computes the pairs again: that takes no longer than to keep them and read them back.
+    return jax.lax.map(jax.checkpoint(one), (query, key, value))
 
 
 def _one_head(query, key, value, seen):
