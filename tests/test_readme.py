@@ -31,7 +31,7 @@ def test_readme_runs(tmp_path, monkeypatch):
         if "images =" in block and "ddpm" in block:
             assert names["images"].position.shape == (1, 64, 8, 8, 1)
         if "gs.auto" in block:
-            assert names["named"]["mu"].shape[0] == 16 and {"theta", "tau"} <= set(names["named"])
+            assert names["named"]["mu"].shape[0] == 8 and {"theta", "tau"} <= set(names["named"])
         if "each=step_sizes" in block:
             assert names["sweep"].position.shape == (8, 500, 5)
             assert names["draws"].position.shape == (1, 40, 8, 8, 1)
