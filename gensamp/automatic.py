@@ -10,7 +10,8 @@ Everything runs two compiled programs, the start (a batched gradient) and the st
 answer, so nothing else is compiled while it lasts, and what can wait in another thread does.
 
 What it chose, and what a person should know of the run, stands in `Draws.notes`: divergences, chains that were stuck, chains
-that never agreed, energies that hardly change (E-BFMI), an improper posterior. It sees a density and its shapes, never a
+that never agreed, energies that hardly change (E-BFMI), an improper posterior, of which it draws little. What is to be worried
+about is warned of as well, whether or not the rule was met. It sees a density and its shapes, never a
 target's name.
 """
 
@@ -42,6 +43,8 @@ __all__ = ["auto"]
 NUM_CHAINS, LEAST_CHAINS = 8, 4
 MOST_LEAPFROGS = 256
 DIVERGED = 0.01
+# Doublings of a line's length in the search for endless directions; more would leave float32 no digits.
+FAR = 14
 LOW_ENERGY = 0.3
 
 
@@ -107,7 +110,11 @@ def auto(
             start = overdispersed(gradient, ends, metric, rng.standard_normal(ends.shape)).astype(flat.template.dtype)
             compiled.result()
         descent = Bill(gradient.evaluations + stood, wall_seconds=time.perf_counter() - began, compile_seconds=clock.seconds)
+        fell = gradient.evaluations
         together = adapt_together(key_warmup, _kernel, flat, start, metric=metric, progress=progress, **run)
+        endless = [] if together.settled else _endless(target, start, together.initial)
+        # More draws of a law that does not exist say no more.
+        most_draws = min(most_draws, until.minimum) if endless else most_draws
         rule = _OnEverything(until, target, program)
         with warnings.catch_warnings():
             # Everything `sample` would warn of is in the message, and warned of below.
@@ -115,18 +122,15 @@ def auto(
             draws = sample(
                 key_draws, together.sampler, most_draws, initial=together.initial, until=rule, progress=progress, **run
             )
-    tune = descent + together.ledger.tune
-    endless = []
-    if draws.ending != "converged" and not together.settled:
-        from gensamp.targets.starts import endless_directions
-
-        endless = endless_directions(target, unflatten(target.template, together.initial))
-    notes = _notes(draws, together, num_chains, int((~near).sum()), gradient.evaluations // num_chains, endless)
-    if draws.ending != "converged":
-        warnings.warn("; ".join(filter(None, [draws.message, *notes[1:]])), stacklevel=2)
-    return dataclasses.replace(
-        draws, position=unflatten(target.template, draws.position), notes=notes, ledger=Ledger(tune=tune) + draws.ledger
-    )
+    if not endless and (draws.ending == "finished" or _diverged(draws) > DIVERGED):
+        endless = _endless(target, start, draws.position[:, -1])
+    missed = _missed(gradient, together.left, draws.position)
+    notes, worries = _notes(draws, together, num_chains, int((~near).sum()), fell // num_chains, endless, missed)
+    if draws.ending != "converged" or worries:
+        warnings.warn("; ".join(filter(None, [draws.message, *notes[1:], *worries])), stacklevel=2)
+    ledger = Ledger(tune=descent + together.ledger.tune + Bill(gradient.evaluations - fell)) + draws.ledger
+    position = unflatten(target.template, draws.position)
+    return dataclasses.replace(draws, position=position, notes=(*notes, *worries), ledger=ledger)
 
 
 def _check(until, num_chains, most_draws) -> None:
@@ -143,8 +147,10 @@ def _check(until, num_chains, most_draws) -> None:
 def _flat_starts(target: Target, initial: PyTree, num_chains: int | None) -> np.ndarray:
     leaves = [np.asarray(a) for a in jax.tree.leaves(initial)]
     if not leaves or not all(a.ndim and a.dtype.kind in "fiu" for a in leaves):
-        got = ", ".join(f"{a.dtype}{list(a.shape)}" for a in leaves)
-        raise ValueError(f"auto got an initial of {got or 'nothing'}; expected positions [chain, ...] of finite numbers")
+        got = ", ".join(f"{a.dtype}{list(a.shape)}" for a in leaves[:3]) + ", ..." * (len(leaves) > 3)
+        raise ValueError(
+            f"auto got an initial of {got or 'nothing'}; expected positions [chain, ...] of finite numbers, arrays and no lists"
+        )
     try:
         flat = flatten(target.template, jax.tree.map(np.asarray, initial))
     except ValueError as error:
@@ -213,44 +219,85 @@ class _OnEverything:
         return self.until.met(flat[:, :, np.ptp(flat, axis=(0, 1)) > 0])
 
 
-def _notes(draws: Draws, together, num_chains: int, hopeless: int, fell: int, endless: list[str]) -> tuple[str, ...]:
-    """What was chosen and why, and what a person should know of the run; the first line is the choice."""
+def _endless(target: Target, start: np.ndarray, end: np.ndarray) -> list[str]:
+    """Endless directions among the coordinates and those in which chains went from `start` to `end`, both [chain, d].
+
+    Lines begin where the chains did and are drawn at that scale: where chains of an improper posterior end, numbers have no
+    digits left for the density.
+    """
+    from gensamp.targets.starts import endless_directions
+
+    away = np.asarray(end, np.float64) - np.asarray(end, np.float64).mean(0)
+    away *= start.std() / np.maximum(np.abs(away).max(1, keepdims=True), np.finfo(start.dtype).tiny)
+    near = (start.mean(0) + away).astype(start.dtype)
+    return endless_directions(target, unflatten(target.template, near), doublings=FAR)
+
+
+def _diverged(draws: Draws) -> float:
+    """The share of steps that diverged."""
+    return float(np.mean(draws.info.diverged)) if np.size(draws.info.diverged) else 0.0
+
+
+def _missed(gradient: _Gradient, left: np.ndarray, position: np.ndarray) -> int:
+    """How many of the places that stuck chains left [times, d] lie beyond all draws [chain, draw, d] and are as high."""
+    if not len(left) or not position.shape[1]:
+        return 0
+    beyond = left[((left < position.min((0, 1))) | (left > position.max((0, 1)))).any(1)]
+    if not len(beyond):
+        return 0
+    some = np.linspace(0, position.shape[1] - 1, 8).astype(int)
+    usual = min(gradient(position[:, i])[0].min() for i in some)
+    lanes = len(position)
+    heights = [gradient(beyond[i : i + lanes])[0] for i in range(0, len(beyond), lanes)]
+    return int((np.concatenate(heights) >= usual).sum())
+
+
+def _notes(
+    draws: Draws, together, num_chains: int, hopeless: int, fell: int, endless: list[str], missed: int
+) -> tuple[list[str], list[str]]:
+    """What was chosen and what came of it, the first line being the choice; and what a person should worry about."""
     metric = "a dense" if together.inverse_mass_matrix.ndim == 2 else "a diagonal"
     notes = [
         f"HMC with jittered paths and {metric} metric, {num_chains} chains, step size {float(together.step_size):.3g}; "
         f"starts let down in {fell} gradients per chain and thrown apart by twice the curvature's sd; warm-up together in "
         f"{together.steps} steps, to an acceptance of {together.acceptance.mean():.2f}"
     ]
+    worries = []
     if hopeless:
         notes.append(
             f"{hopeless} of {num_chains} starts ended over {HOPELESS:.0f} nats below the best, in height and in what a normal "
             "law holds there, and were moved to others: if those are modes, they have next to no weight"
         )
-    if together.moved:
-        notes.append(
-            f"{together.moved} times a chain was stuck in warm-up while the others moved, and started again from one of them: "
-            "where it was, the target is much narrower; if that is a mode, its weight is missing here"
+    if len(together.left):
+        times = len(together.left)
+        notes.append(f"{times} times a chain was stuck in warm-up while the others moved, and started again from one of them")
+    if missed:
+        worries.append(
+            f"{missed} of the places where chains were stuck are as high as where the draws are, and no draw came by: if they "
+            "are a mode, its weight is missing here"
         )
     if not together.settled:
         notes.append(f"the chains did not agree within {together.steps} steps of warm-up: the target may have modes far apart")
     if endless:
-        notes.append(
+        worries.append(
             f"the density does not fall off along {', '.join(endless[:5])}: the posterior looks improper; give "
             "what it depends on proper priors"
         )
-    share = float(np.mean(draws.info.diverged)) if np.size(draws.info.diverged) else 0.0
-    if share > DIVERGED:
-        notes.append(f"{100 * share:.1f} % of the steps diverged: the draws miss a narrow region; reparameterise the model")
+    if (share := _diverged(draws)) > DIVERGED:
+        worries.append(
+            f"{100 * share:.1f} % of the steps diverged: the draws miss a narrow region, or the density ends at a bound; "
+            "reparameterise the model, or give the bound as constraints="
+        )
     if low := _low_energy(draws):
-        notes.append(
+        worries.append(
             f"chains {low} have an E-BFMI below {LOW_ENERGY}: fresh momenta hardly change the energy, and the tails are "
             "reached too rarely; reparameterise the model, or give what has heavy tails lighter ones"
         )
     accepted = np.asarray(draws.info.acceptance)
     stuck = np.flatnonzero(accepted.mean(1) < STUCK).tolist() if accepted.size else []
     if stuck:
-        notes.append(f"chains {stuck} are stuck; do not average over them before you know why")
-    return tuple(notes)
+        worries.append(f"chains {stuck} are stuck; do not average over them before you know why")
+    return notes, worries
 
 
 def _low_energy(draws: Draws) -> list[int]:
@@ -260,4 +307,5 @@ def _low_energy(draws: Draws) -> list[int]:
     energy = np.asarray(draws.info.extra["energy"], np.float64)
     if energy.shape[1] < 4 or not np.isfinite(energy).all():
         return []
-    return np.flatnonzero(np.asarray(array_stats.bfmi(energy, chain_axis=0, draw_axis=1)) < LOW_ENERGY).tolist()
+    with np.errstate(all="ignore"):
+        return np.flatnonzero(np.asarray(array_stats.bfmi(energy, chain_axis=0, draw_axis=1)) < LOW_ENERGY).tolist()

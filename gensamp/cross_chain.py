@@ -45,7 +45,8 @@ class Together:
 
     sampler: made with the values below, on flat events. initial: positions [chain, d]. step_size: scalar. inverse_mass_matrix:
     [d, d] or [d]. acceptance: [chain], mean over the last round. steps: of warm-up, per chain. settled: whether the chains
-    agreed in the end. moved: how often a stuck chain started again from another one. ledger: the bill, under `tune`.
+    agreed in the end. left: [times, d], where chains were stuck that started again from another one. ledger: the bill, under
+    `tune`.
     """
 
     sampler: Sampler
@@ -55,7 +56,7 @@ class Together:
     acceptance: np.ndarray
     steps: int
     settled: bool
-    moved: int
+    left: np.ndarray
     ledger: Ledger
 
 
@@ -95,8 +96,9 @@ def adapt_together(
     """
     from gensamp.runner import sample, shown
 
-    eps, bill, spent, seen, moved = float(step_size), Bill(), 0, 0, 0
+    eps, bill, spent, seen = float(step_size), Bill(), 0, 0
     position, settled, length, wanted = initial, False, float(FIRST_ROUND), target_acceptance
+    left = [initial[:0]]
     bar = tqdm(total=most_steps, disable=not shown(progress), unit="step", desc="warm-up")
     while True:
         steps = int(min(length, most_steps - spent))
@@ -124,22 +126,25 @@ def adapt_together(
         stuck = (accepted < STUCK) & (np.median(accepted) > 0.5)
         if stuck.any():
             others = np.flatnonzero(~stuck)
+            left.append(position[stuck])
             position = position.copy()
             position[stuck] = position[others[np.arange(stuck.sum()) % len(others)]]
-            moved += int(stuck.sum())
             mean, history = float(accepted[~stuck].mean()), history[~stuck]
         eps *= _correction(mean, wanted)
         # While the step size is still sought, long rounds would only repeat what short ones say.
         length *= GROWTH if 0.4 < mean < 0.97 else 1.0
         # Draws of chains that still fall, or that hardly move, would teach their distance and not the target's shape.
         if mean > 0.5 and (agree or spent > most_steps // 10):
-            metric = _refined(metric, history)
-            seen += history.shape[0] * steps
+            refined = _refined(metric, history)
+            # Chains that wander off without end have a covariance that no number holds.
+            if _regular(refined, initial.dtype):
+                metric = refined
+                seen += history.shape[0] * steps
     bar.close()
     return Together(
         sampler=sampler, initial=position, step_size=scalar(eps, target.template),
         inverse_mass_matrix=jnp.asarray(metric, initial.dtype), acceptance=accepted, steps=spent, settled=settled,
-        moved=moved, ledger=Ledger(tune=bill),
+        left=np.concatenate(left), ledger=Ledger(tune=bill),
     )  # fmt: skip
 
 
@@ -164,5 +169,21 @@ def _unknowns(metric: np.ndarray) -> int:
 def _refined(metric: np.ndarray, history: np.ndarray) -> np.ndarray:
     flat = history.reshape(-1, history.shape[-1])
     weight = len(flat) / (len(flat) + WELL_SEEN * _unknowns(metric))
-    pooled = np.cov(flat, rowvar=False).reshape(metric.shape) if metric.ndim == 2 else flat.var(0, ddof=1)
-    return weight * pooled + (1 - weight) * metric
+    with np.errstate(over="ignore", invalid="ignore"):
+        pooled = np.cov(flat, rowvar=False).reshape(metric.shape) if metric.ndim == 2 else flat.var(0, ddof=1)
+        return weight * pooled + (1 - weight) * metric
+
+
+def _regular(metric: np.ndarray, dtype: np.dtype) -> bool:
+    """Whether a covariance, or variances, are finite and positive (definite) in the events' dtype."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        metric = metric.astype(dtype)
+    if not np.isfinite(metric).all():
+        return False
+    if metric.ndim == 1:
+        return bool((metric > 0).all())
+    try:
+        np.linalg.cholesky(metric)
+    except np.linalg.LinAlgError:
+        return False
+    return True

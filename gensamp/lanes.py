@@ -9,8 +9,9 @@ Three things keep a cheap kernel as fast as a bare scan: step keys are hashed fo
 not depend on the state (one gradient a step, say) are multiplied on the host, not summed on the device, and what is kept of a
 draw is written as one array of each dtype, the divergence as the sign of the acceptance: each array written is a kernel call.
 
-Effort: "full" is XLA's default; "quick" asks its code generator for less, which on a CPU takes a third off the compilation (more
-than half with jax 0.10) and slows few programs, so it is for runs that are mostly compilation. Draws may differ in the last bits.
+Effort: "full" is XLA's default; "quick" asks its code generator for less, which on a CPU takes a third off the compilation
+(more than half with jax 0.10) and slows few programs, so it is for runs that are mostly compilation. Draws may differ in the
+last bits.
 
 Shapes: ids [lanes], each and states [lanes, ...], buffer [capacity, lanes, numbers] for each dtype.
 """

@@ -70,26 +70,24 @@ class Until:
 
     def met(self, position: PyTree) -> bool:
         """Whether draws [chain, draw, ...] satisfy the rule (Vehtari et al. 2021, by arviz-stats)."""
+        return all(self._met_by(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(position))
+
+    @np.errstate(all="ignore")  # quotients of draws that overflow, or that never move, come out as no
+    def _met_by(self, leaf: np.ndarray) -> bool:
         from arviz_stats.base import array_stats
 
-        for leaf in jax.tree.leaves(position):
-            flat = np.asarray(leaf, np.float64).reshape(*leaf.shape[:2], -1)
-            # Ranks of thousands of coordinates take long, and the one that disagrees most says no in no time.
-            for one in (flat[:, :, i : i + 1] for i in _most_apart_first(flat)):
-                bulk = array_stats.ess(one, chain_axis=0, draw_axis=1, method="bulk")
-                tail = array_stats.ess(one, chain_axis=0, draw_axis=1, method="tail", prob=(0.05, 0.95))
-                if not min(bulk.item(), tail.item()) >= self.ess:
-                    return False
-                if self.rhat is not None and not array_stats.rhat(one, chain_axis=0, draw_axis=1).item() <= self.rhat:
-                    return False
+        flat = leaf.reshape(*leaf.shape[:2], -1)
+        # Ranks of thousands of coordinates take long, and the one that disagrees most says no in no time.
+        halves = np.concatenate(np.array_split(flat[:, : flat.shape[1] // 2 * 2], 2, axis=1))
+        for i in np.argsort(-halves.mean(1).var(0) / halves.var(1).mean(0)):
+            one = flat[:, :, i : i + 1]
+            bulk = array_stats.ess(one, chain_axis=0, draw_axis=1, method="bulk")
+            tail = array_stats.ess(one, chain_axis=0, draw_axis=1, method="tail", prob=(0.05, 0.95))
+            if not min(bulk.item(), tail.item()) >= self.ess:
+                return False
+            if self.rhat is not None and not array_stats.rhat(one, chain_axis=0, draw_axis=1).item() <= self.rhat:
+                return False
         return True
-
-
-def _most_apart_first(flat: np.ndarray) -> np.ndarray:
-    """The coordinates of [chain, draw, d], those first in which the means of half chains differ most beside their variance."""
-    halves = np.concatenate(np.array_split(flat[:, : flat.shape[1] // 2 * 2], 2, axis=1))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.argsort(-halves.mean(1).var(0) / halves.var(1).mean(0))
 
 
 @dataclass(frozen=True, eq=False)

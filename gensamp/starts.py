@@ -124,13 +124,15 @@ def let_down(evaluate: Evaluate, positions: np.ndarray, *, most: int = 200) -> l
             return -value, -gradient
 
         try:
-            minimize(
-                objective,
-                np.array(positions[chain], np.float64),
-                jac=True,
-                method="L-BFGS-B",
-                options={"maxfun": most, "ftol": 1e-6},
-            )
+            # SciPy divides by what may be infinite, and judges the quotient.
+            with np.errstate(all="ignore"):
+                minimize(
+                    objective,
+                    np.array(positions[chain], np.float64),
+                    jac=True,
+                    method="L-BFGS-B",
+                    options={"maxfun": most, "ftol": 1e-6},
+                )
         finally:
             requests.put((chain, None))
 
@@ -265,8 +267,9 @@ def curvature(evaluate: Evaluate, position: np.ndarray, lanes: int) -> np.ndarra
     padded = np.concatenate([points, np.repeat(points[-1:], -len(points) % lanes, 0)])
     gradients = np.concatenate([np.asarray(evaluate(batch)[1], np.float64) for batch in padded.reshape(-1, lanes, size)])
     difference = points[:size].diagonal().astype(np.float64) - points[size:].diagonal().astype(np.float64)
-    hessian = (gradients[:size] - gradients[size : 2 * size]) / difference[:, None]
-    hessian = (hessian + hessian.T) / 2
+    with np.errstate(all="ignore"):
+        hessian = (gradients[:size] - gradients[size : 2 * size]) / difference[:, None]
+        hessian = (hessian + hessian.T) / 2
     if not np.isfinite(hessian).all():
         return np.eye(size)
     # Scaled to a unit diagonal first: the eigenvalues of badly scaled matrices drown in rounding.

@@ -93,6 +93,26 @@ def test_an_improper_posterior_is_named():
     assert draws.ending == "finished" and any("improper" in note for note in draws.notes)
 
 
+def test_collinear_predictors_without_a_prior_are_named():
+    x = np.random.default_rng(0).normal(size=20).astype(np.float32)
+
+    def model(predictors, y):
+        slopes = numpyro.sample("slopes", dist.ImproperUniform(dist.constraints.real_vector, (), (2,)))
+        spread = numpyro.sample("spread", dist.HalfNormal(1.0))
+        numpyro.sample("y", dist.Normal(predictors @ slopes, spread), obs=y)
+
+    y = x + 0.1 * np.random.default_rng(1).normal(size=20).astype(np.float32)
+    target = gs.Target.from_numpyro(model, np.stack([x, x], 1), y)
+    with pytest.warns(UserWarning, match="improper"):
+        draws = gs.auto(jax.random.key(0), target, most_draws=500)
+    assert draws.ending == "finished" and any("improper" in note for note in draws.notes)
+
+
+def test_a_density_that_is_the_same_everywhere_is_named_though_chains_agree():
+    with pytest.warns(UserWarning, match="improper"):
+        gs.auto(jax.random.key(0), gs.Target.from_log_density(lambda x: 0 * x[0], jnp.zeros(1)), most_draws=2000)
+
+
 def test_modes_far_apart_are_noticed():
     def log_density(x):
         return jnp.logaddexp(-0.5 * jnp.sum((x - 20) ** 2), -0.5 * jnp.sum((x + 20) ** 2))
@@ -116,6 +136,21 @@ def test_a_chain_that_is_stuck_is_named():
     draws = gs.auto(jax.random.key(0), target, initial=initial)
     assert any("a chain was stuck in warm-up" in note for note in draws.notes[1:])
     assert abs(draws.position).max() < 10
+
+
+def test_a_mode_that_chains_were_moved_from_is_warned_of():
+    def log_density(x):
+        return jnp.logaddexp(-0.5 * ((x[0] - 8) / 0.2) ** 2 - jnp.log(0.2), -0.5 * ((x[0] + 8) / 2) ** 2 - jnp.log(2.0))
+
+    initial = np.array([8, 8.1, 7.9, 8, -8, -7, -9, -6], np.float32)[:, None]
+    with pytest.warns(UserWarning, match="its weight is missing|did not agree"):
+        gs.auto(jax.random.key(0), gs.Target.from_log_density(log_density, jnp.zeros(1)), initial=initial, most_draws=2000)
+
+
+def test_a_bound_that_is_only_in_the_density_is_noticed_by_divergences():
+    target = gs.Target.from_log_density(lambda x: jnp.where(x[0] > 0, -2 * x[0], -jnp.inf), jnp.zeros(1))
+    with pytest.warns(UserWarning, match="or the density ends at a bound; .*constraints="):
+        gs.auto(jax.random.key(0), target, most_draws=2000)
 
 
 def test_heavy_tails_are_noticed_by_the_energy():

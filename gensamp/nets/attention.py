@@ -58,6 +58,7 @@ def _one_head(query, key, value, seen):
     products = jnp.matmul(query, key.T, preferred_element_type=high)
     products = products if seen is None else jnp.where(seen, products, jnp.finfo(high).min)
     highest = jax.lax.stop_gradient(products.max(axis=-1, keepdims=True))
-    weights = jnp.exp((products - highest) * query.shape[-1] ** -0.5)
-    heard = jnp.matmul(weights.astype(value.dtype), value, preferred_element_type=high)
-    return (heard / weights.sum(axis=-1, keepdims=True)).astype(value.dtype)
+    weights = jnp.exp((products - highest) * query.shape[-1] ** -0.5).astype(value.dtype)
+    # One product for numerator and denominator: in the gradient their difference is rounded, and not each of them.
+    heard = jnp.matmul(weights, jnp.pad(value, ((0, 0), (0, 1)), constant_values=1), preferred_element_type=high)
+    return (heard[:, :-1] / heard[:, -1:]).astype(value.dtype)
