@@ -30,22 +30,19 @@ from jax.sharding import PartitionSpec as P
 from gensamp import lanes
 from gensamp.clock import compile_clock
 from gensamp.core import Bill, Ledger, PyTree, Sampler, Target, check_key, require
-from gensamp.cross_chain import STUCK, adapt_together
+from gensamp.cross_chain import adapt_together
 from gensamp.flat import flat_target, flatten, unflatten
 from gensamp.parallel import AXIS, put
 from gensamp.plan import Plan, make_plan
 from gensamp.quantities import lower_constrain, named
+from gensamp.remarks import DIVERGED, diverged, endless, missed, remarks
 from gensamp.runner import Draws, Until, lowered_step, sample
-from gensamp.starts import HOPELESS, MOST_DENSE, let_down, overdispersed, resting_places, scattered
+from gensamp.starts import MOST_DENSE, let_down, overdispersed, resting_places, scattered
 
 __all__ = ["auto"]
 
 NUM_CHAINS, LEAST_CHAINS = 8, 4
 MOST_LEAPFROGS = 256
-DIVERGED = 0.01
-# Doublings of a line's length in the search for endless directions; more would leave float32 no digits.
-FAR = 14
-LOW_ENERGY = 0.3
 
 
 def auto(
@@ -112,9 +109,9 @@ def auto(
         descent = Bill(gradient.evaluations + stood, wall_seconds=time.perf_counter() - began, compile_seconds=clock.seconds)
         fell = gradient.evaluations
         together = adapt_together(key_warmup, _kernel, flat, start, metric=metric, progress=progress, **run)
-        endless = [] if together.settled else _endless(target, start, together.initial)
+        unending = [] if together.settled else endless(target, start, together.initial)
         # More draws of a law that does not exist say no more.
-        most_draws = min(most_draws, until.minimum) if endless else most_draws
+        most_draws = min(most_draws, until.minimum) if unending else most_draws
         rule = _OnEverything(until, target, program)
         with warnings.catch_warnings():
             # Everything `sample` would warn of is in the message, and warned of below.
@@ -122,10 +119,10 @@ def auto(
             draws = sample(
                 key_draws, together.sampler, most_draws, initial=together.initial, until=rule, progress=progress, **run
             )
-    if not endless and (draws.ending == "finished" or _diverged(draws) > DIVERGED):
-        endless = _endless(target, start, draws.position[:, -1])
-    missed = _missed(gradient, together.left, draws.position)
-    notes, worries = _notes(draws, together, num_chains, int((~near).sum()), fell // num_chains, endless, missed)
+    if not unending and (draws.ending == "finished" or diverged(draws) > DIVERGED):
+        unending = endless(target, start, draws.position[:, -1])
+    unvisited = missed(gradient, together.left, draws.position)
+    notes, worries = remarks(draws, together, num_chains, int((~near).sum()), fell // num_chains, unending, unvisited)
     if draws.ending != "converged" or worries:
         warnings.warn("; ".join(filter(None, [draws.message, *notes[1:], *worries])), stacklevel=2)
     ledger = Ledger(tune=descent + together.ledger.tune + Bill(gradient.evaluations - fell)) + draws.ledger
@@ -217,95 +214,3 @@ class _OnEverything:
         columns = [np.asarray(a, np.float64).reshape(*a.shape[:2], -1) for a in quantities.values()]
         flat = np.concatenate([a for a in columns if a.shape[2]], axis=2)
         return self.until.met(flat[:, :, np.ptp(flat, axis=(0, 1)) > 0])
-
-
-def _endless(target: Target, start: np.ndarray, end: np.ndarray) -> list[str]:
-    """Endless directions among the coordinates and those in which chains went from `start` to `end`, both [chain, d].
-
-    Lines begin where the chains did and are drawn at that scale: where chains of an improper posterior end, numbers have no
-    digits left for the density.
-    """
-    from gensamp.targets.starts import endless_directions
-
-    away = np.asarray(end, np.float64) - np.asarray(end, np.float64).mean(0)
-    away *= start.std() / np.maximum(np.abs(away).max(1, keepdims=True), np.finfo(start.dtype).tiny)
-    near = (start.mean(0) + away).astype(start.dtype)
-    return endless_directions(target, unflatten(target.template, near), doublings=FAR)
-
-
-def _diverged(draws: Draws) -> float:
-    """The share of steps that diverged."""
-    return float(np.mean(draws.info.diverged)) if np.size(draws.info.diverged) else 0.0
-
-
-def _missed(gradient: _Gradient, left: np.ndarray, position: np.ndarray) -> int:
-    """How many of the places that stuck chains left [times, d] lie beyond all draws [chain, draw, d] and are as high."""
-    if not len(left) or not position.shape[1]:
-        return 0
-    beyond = left[((left < position.min((0, 1))) | (left > position.max((0, 1)))).any(1)]
-    if not len(beyond):
-        return 0
-    some = np.linspace(0, position.shape[1] - 1, 8).astype(int)
-    usual = min(gradient(position[:, i])[0].min() for i in some)
-    lanes = len(position)
-    heights = [gradient(beyond[i : i + lanes])[0] for i in range(0, len(beyond), lanes)]
-    return int((np.concatenate(heights) >= usual).sum())
-
-
-def _notes(
-    draws: Draws, together, num_chains: int, hopeless: int, fell: int, endless: list[str], missed: int
-) -> tuple[list[str], list[str]]:
-    """What was chosen and what came of it, the first line being the choice; and what a person should worry about."""
-    metric = "a dense" if together.inverse_mass_matrix.ndim == 2 else "a diagonal"
-    notes = [
-        f"HMC with jittered paths and {metric} metric, {num_chains} chains, step size {float(together.step_size):.3g}; "
-        f"starts let down in {fell} gradients per chain and thrown apart by twice the curvature's sd; warm-up together in "
-        f"{together.steps} steps, to an acceptance of {together.acceptance.mean():.2f}"
-    ]
-    worries = []
-    if hopeless:
-        notes.append(
-            f"{hopeless} of {num_chains} starts ended over {HOPELESS:.0f} nats below the best, in height and in what a normal "
-            "law holds there, and were moved to others: if those are modes, they have next to no weight"
-        )
-    if len(together.left):
-        times = len(together.left)
-        notes.append(f"{times} times a chain was stuck in warm-up while the others moved, and started again from one of them")
-    if missed:
-        worries.append(
-            f"{missed} of the places where chains were stuck are as high as where the draws are, and no draw came by: if they "
-            "are a mode, its weight is missing here"
-        )
-    if not together.settled:
-        notes.append(f"the chains did not agree within {together.steps} steps of warm-up: the target may have modes far apart")
-    if endless:
-        worries.append(
-            f"the density does not fall off along {', '.join(endless[:5])}: the posterior looks improper; give "
-            "what it depends on proper priors"
-        )
-    if (share := _diverged(draws)) > DIVERGED:
-        worries.append(
-            f"{100 * share:.1f} % of the steps diverged: the draws miss a narrow region, or the density ends at a bound; "
-            "reparameterise the model, or give the bound as constraints="
-        )
-    if low := _low_energy(draws):
-        worries.append(
-            f"chains {low} have an E-BFMI below {LOW_ENERGY}: fresh momenta hardly change the energy, and the tails are "
-            "reached too rarely; reparameterise the model, or give what has heavy tails lighter ones"
-        )
-    accepted = np.asarray(draws.info.acceptance)
-    stuck = np.flatnonzero(accepted.mean(1) < STUCK).tolist() if accepted.size else []
-    if stuck:
-        worries.append(f"chains {stuck} are stuck; do not average over them before you know why")
-    return notes, worries
-
-
-def _low_energy(draws: Draws) -> list[int]:
-    """Chains whose Bayesian fraction of missing information is low (Betancourt 2016)."""
-    from arviz_stats.base import array_stats
-
-    energy = np.asarray(draws.info.extra["energy"], np.float64)
-    if energy.shape[1] < 4 or not np.isfinite(energy).all():
-        return []
-    with np.errstate(all="ignore"):
-        return np.flatnonzero(np.asarray(array_stats.bfmi(energy, chain_axis=0, draw_axis=1)) < LOW_ENERGY).tolist()
