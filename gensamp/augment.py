@@ -8,10 +8,12 @@ those held out for validation. Any function of this signature will do; those mad
 the same flip or shift for all of them. What is learned is then the law of the augmented events: a mirrored "2" is no "2".
 """
 
+from numbers import Integral
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 
 from gensamp.core import Static, bind
@@ -19,7 +21,7 @@ from gensamp.core import Static, bind
 __all__ = ["chain", "dequantise", "flip", "shift"]
 
 
-def flip(*, axis: int = 1, probability: float = 0.5) -> Partial:
+def flip(*, axis: Any = 1, probability: Any = 0.5) -> Partial:
     """Mirror an event along one axis, now and then.
 
     Args:
@@ -27,14 +29,16 @@ def flip(*, axis: int = 1, probability: float = 0.5) -> Partial:
         probability: of being mirrored.
 
     Raises:
-        ValueError: the probability is not in [0, 1].
+        ValueError: the axis is no integer, or the probability not in [0, 1].
     """
-    if not 0 <= probability <= 1:
-        raise ValueError(f"flip got probability={probability}; expected a number in [0, 1]")
-    return bind(_flip, Static(axis), jnp.float32(probability))
+    if not isinstance(axis, Integral):
+        raise ValueError(f"flip got axis={axis!r}; expected an integer")
+    if not isinstance(probability, int | float | np.number | np.ndarray | jax.Array) or not 0 <= probability <= 1:
+        raise ValueError(f"flip got probability={probability!r}; expected a number in [0, 1]")
+    return bind(_flip, Static(int(axis)), jnp.float32(probability))
 
 
-def shift(pixels: int, *, fill: float | None = None) -> Partial:
+def shift(pixels: Any, *, fill: float | None = None) -> Partial:
     """Move images by up to `pixels` along both sides: a random crop, of the image's own size, from the padded image.
 
     Args:
@@ -42,14 +46,14 @@ def shift(pixels: int, *, fill: float | None = None) -> Partial:
         fill: what moves in; None repeats the border.
 
     Raises:
-        ValueError: pixels is negative.
+        ValueError: pixels is negative or no integer.
     """
-    if pixels < 0:
-        raise ValueError(f"shift got pixels={pixels}; expected at least 0")
+    if not isinstance(pixels, Integral) or pixels < 0:
+        raise ValueError(f"shift got pixels={pixels!r}; expected an integer of at least 0")
     return bind(_shift, Static(int(pixels)), None if fill is None else jnp.float32(fill))
 
 
-def dequantise(cell: float) -> Partial:
+def dequantise(cell: Any) -> Partial:
     """Add noise that is uniform in a cell: events on a lattice become events with a density.
 
     Args:
@@ -58,8 +62,8 @@ def dequantise(cell: float) -> Partial:
     Raises:
         ValueError: the cell is not positive.
     """
-    if not cell > 0:
-        raise ValueError(f"dequantise got cell={cell}; expected the positive distance of neighbouring values")
+    if not isinstance(cell, int | float | np.number | np.ndarray | jax.Array) or not cell > 0:
+        raise ValueError(f"dequantise got cell={cell!r}; expected the positive distance of neighbouring values")
     return bind(_dequantise, jnp.float32(cell))
 
 

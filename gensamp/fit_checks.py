@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
@@ -155,17 +156,19 @@ def check_augment(augment: Any, data: PyTree) -> Partial | None:
 
 def check_model(key, model: Model, data: PyTree, setting: Setting) -> dict[str, Any]:
     """Shapes of what one step records, found by tracing alone."""
+    # As many events as the model's own first batch, and their values, so that its init can refuse those too.
+    events = slice(setting.held_out, setting.held_out + descent.INIT_EVENTS)
+    first = jax.tree.map(lambda a: jax.device_put(np.asarray(a)[events]), data)
 
     def outcome(key, data):
-        order = None if data is None else jnp.arange(len(jax.tree.leaves(data)[0]))
-        params, state = model.init(key, descent.first_batch(data, order, setting.held_out))
+        params, state = model.init(key, first)
         batch = jax.tree.map(lambda a: a[: setting.part_size], data)
         loss, (new_state, metrics) = model.loss(params, state, key, batch)
-        return {"loss": loss, "metrics": metrics}, state, new_state
+        return {"loss": loss, "metrics": metrics}, state, new_state, params
 
     shapes = _shapes(data)
     try:
-        row, state, new_state = jax.eval_shape(outcome, jax.eval_shape(lambda: jax.random.key(0)), shapes)
+        row, state, new_state, params = jax.eval_shape(outcome, jax.eval_shape(lambda: jax.random.key(0)), shapes)
     except Exception as error:
         events = ", ".join(f"{a.dtype}{list(a.shape[1:])}" for a in jax.tree.leaves(shapes))
         got = "no data (data=None)" if data is None else f"events of {events}"
@@ -179,7 +182,27 @@ def check_model(key, model: Model, data: PyTree, setting: Setting) -> dict[str, 
     before, after = (jax.tree.map(lambda a: (a.shape, a.dtype), tree) for tree in (state, new_state))
     if before != after:
         raise TypeError(f"model.loss turned a state of {before} into {after}; expected the same shapes and dtypes")
+    if setting.optimizer is not descent.default_optimizer():
+        _check_optimizer(setting.optimizer, params)
     return row
+
+
+def _check_optimizer(optimizer, params: PyTree) -> None:
+    """TypeError unless the optimizer takes a step from what a step of `fit` hands to it."""
+
+    def step(params, value):
+        own = optimizer.init(params)
+        updates, _ = optax.with_extra_args_support(optimizer).update(params, own, params, value=value, num_steps=value)
+        return optax.apply_updates(params, updates)
+
+    try:
+        jax.eval_shape(step, params, jax.ShapeDtypeStruct((), jnp.float32))
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise TypeError(
+            "optimizer cannot take a step from the gradient, the parameters and the loss; expected an optax transformation "
+            f"without a line search, such as optax.adam(1e-3): {reason}"
+        ) from error
 
 
 def _shapes(data: PyTree, events: int | None = None) -> PyTree:

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 
 from gensamp import noise as noising
@@ -46,7 +47,7 @@ def geometric(base: Target, target: Target) -> Path:
     return Path(base, bind(mean_density, *densities), bind(_mean_score, *scores))
 
 
-def tempered(target: Target, base: Target, *, smallest: float | int = 0.0) -> Path:
+def tempered(target: Target, base: Target, *, smallest: Any = 0.0) -> Path:
     """The target at inverse temperature beta(t), log p_t = beta(t) log target.
 
     beta(0) = smallest, beta(1) = 1, log-linear in t; with smallest = 0, linear, and the law at t = 0 is flat.
@@ -59,8 +60,8 @@ def tempered(target: Target, base: Target, *, smallest: float | int = 0.0) -> Pa
     Raises:
         ValueError: a part is missing, the two have different events, or smallest is outside [0, 1].
     """
-    if not 0 <= smallest <= 1:
-        raise ValueError(f"tempered got smallest={smallest}; expected an inverse temperature in [0, 1]")
+    if not isinstance(smallest, int | float | np.number | np.ndarray | jax.Array) or not 0 <= smallest <= 1:
+        raise ValueError(f"tempered got smallest={smallest!r}; expected an inverse temperature in [0, 1]")
     require(base, "exact", "tempered")
     _same_events(base, target, "tempered")
     floor = scalar(smallest, target.template)
@@ -68,7 +69,7 @@ def tempered(target: Target, base: Target, *, smallest: float | int = 0.0) -> Pa
     return Path(base, bind(tempered_density, floor, log_density), bind(_tempered_score, floor, score))
 
 
-def noised(target: Target, noise: Noise) -> Path:
+def noised(target: Target, noise: Any) -> Path:
     """A Gaussian mixture under noise, exactly: at noise time s the components are N(alpha m_k, alpha^2 v_k + sigma^2).
 
     Args:
@@ -80,8 +81,11 @@ def noised(target: Target, noise: Noise) -> Path:
         Path: its base is the mixture at noise time 1 itself, not its Gaussian limit, so that nothing is approximate.
 
     Raises:
+        TypeError: the noise is none.
         ValueError: the target's density is not a Gaussian mixture in closed form.
     """
+    if not isinstance(noise, Noise):
+        raise TypeError(f"noised got {noise!r} as its noise; expected a Noise, such as gs.noise.cosine()")
     density = target.log_density
     if not isinstance(density, Partial) or density.func is not mixture_log_density:
         raise ValueError(

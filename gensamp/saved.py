@@ -20,7 +20,6 @@ import dataclasses
 import inspect
 import json
 import os
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -127,12 +126,16 @@ def save(path: str | Path, fitted: Any, recipe: Any = None) -> None:
         recipe: a `Recipe` of the model. Without it only numbers are saved, and `load` needs the model.
 
     Raises:
-        TypeError: parameters or state hold something else than arrays and numbers in dicts, lists and tuples.
+        TypeError: parameters or state hold something else than arrays and numbers in dicts, lists and tuples, or the recipe is
+            of no model.
+        ValueError: the recipe is of another model than the parameters.
     """
     if not isinstance(fitted, Fitted):
         fitted = Fitted(fitted, None, (), {}, Ledger(), "finished", "")
     if recipe is not None and not isinstance(recipe, Recipe):
         raise TypeError(f"recipe is {type(recipe).__name__}; expected what gs.recipe(...) returns, and not what it builds")
+    if recipe is not None:
+        _check_recipe_of(recipe, fitted)
     from gensamp import __version__
 
     arrays: dict[str, np.ndarray] = {}
@@ -160,36 +163,60 @@ def load(path: str | Path, *, model: Model | None = None) -> Saved:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no such file, is damaged, was written by a newer version, asks for what is not public here (named),
-            or holds float64 while JAX is set to float32.
+        ValueError: it is no such file, is damaged, was written by a newer version, asks for what is not public here or what
+            this version cannot make (named), or holds float64 while JAX is set to float32.
     """
     path = Path(path)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        configuration = json.loads(arrays["configuration"].tobytes())
-        written_by = (configuration["format"], configuration["gensamp"])
-    except (zipfile.BadZipFile, ValueError, KeyError, TypeError, EOFError) as error:
-        raise ValueError(f"{path} is no file that gs.save wrote, or it is damaged ({error})") from None
-    if written_by[0] != FORMAT:
-        raise ValueError(f"{path} is of the format {written_by[0]!r}; expected {FORMAT!r}")
-    if configuration["version"] > VERSION:
+    with open(path, "rb") as file:
+        # A damaged byte may raise anything: archives, array headers and JSON have errors of their own.
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+            configuration = json.loads(arrays["configuration"].tobytes())
+            written_as, version, written_by = (configuration[name] for name in ("format", "version", "gensamp"))
+        except Exception as error:
+            raise ValueError(f"{path} is no file that gs.save wrote, or it is damaged ({_reason(error)})") from None
+    if written_as != FORMAT:
+        raise ValueError(f"{path} is of the format {written_as!r}; expected {FORMAT!r}")
+    if not isinstance(version, int):
+        raise ValueError(f"{path} has version {version!r} of its format; expected an integer, or it is damaged")
+    if version > VERSION:
         raise ValueError(
-            f"{path} has version {configuration['version']} of its format, written by gensamp {written_by[1]}; this gensamp "
-            f"reads up to {VERSION}: install a newer one"
+            f"{path} has version {version} of its format, written by gensamp {written_by}; this gensamp reads up to {VERSION}: "
+            "install a newer one"
         )
     wide = sorted(name for name, value in arrays.items() if value.dtype == np.float64 and name.startswith(_ON_DEVICE))
     if wide and not jax.config.jax_enable_x64:
         raise ValueError(f'{path} holds float64 ({wide[0]}); call jax.config.update("jax_enable_x64", True) first')
-    held = configuration["fitted"]
-    numbers = {name: _decode(held[name], arrays) for name in (*_ON_DEVICE, "history")}
-    numbers |= {name: jax.tree.map(_on_device, numbers[name]) for name in _ON_DEVICE}
-    ledger = Ledger(**{phase: Bill(**bill) for phase, bill in held["ledger"].items()})
-    made = None if configuration["recipe"] is None else _decode(configuration["recipe"], arrays)
-    if model is None and made is not None:
-        model = made.build()
-    fitted = Fitted(**numbers, ledger=ledger, ending=held["ending"], message=held["message"])
-    return Saved(made, model, fitted, written_by[1])
+    # So may a configuration of another version: a recipe calls what it names with whatever it holds.
+    try:
+        fitted = _decode_fitted(configuration["fitted"], arrays)
+        made = None if configuration["recipe"] is None else _decode(configuration["recipe"], arrays)
+        if model is None and made is not None:
+            model = made.build()
+    except Exception as error:
+        raise ValueError(
+            f"{path}, written by gensamp {written_by}, is damaged or not for this version: {_reason(error)}"
+        ) from error
+    return Saved(made, model, fitted, written_by)
+
+
+def _check_recipe_of(recipe: Recipe, fitted: Fitted) -> None:
+    model = recipe.build()
+    if not isinstance(model, Model):
+        raise TypeError(f"recipe makes a {type(model).__name__}; expected a recipe of the model that was fitted")
+    seeds = np.ndim(fitted.history.get("loss", ())) == 2
+
+    def draws(params):
+        return model.sampler(jax.tree.map(lambda a: a[0], params) if seeds else params)
+
+    try:
+        jax.eval_shape(draws, fitted.params)
+    except IndexError:
+        # A guided model looks up its condition, of which there is none here, after its parameters were found right.
+        pass
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"save got a recipe and parameters that do not belong together: {_reason(error)}") from error
 
 
 @cache
@@ -268,8 +295,15 @@ def _put(value: np.ndarray, name: str, arrays: dict[str, np.ndarray]) -> str:
     return value.dtype.name
 
 
+def _decode_fitted(held: dict, arrays: Mapping[str, np.ndarray]) -> Fitted:
+    numbers = {name: _decode(held[name], arrays) for name in (*_ON_DEVICE, "history")}
+    numbers |= {name: jax.tree.map(_on_device, numbers[name]) for name in _ON_DEVICE}
+    ledger = Ledger(**{phase: Bill(**bill) for phase, bill in held["ledger"].items()})
+    return Fitted(**numbers, ledger=ledger, ending=held["ending"], message=held["message"])
+
+
 def _decode(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    """The value that `_encode` wrote; raises ValueError for what it cannot have written."""
+    """The value that `_encode` wrote; raises KeyError for an array that is not there, ValueError for what it cannot write."""
     if not isinstance(value, dict):
         return value
     match value:
@@ -284,20 +318,26 @@ def _decode(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
             return {key: _decode(part, arrays) for key, part in parts.items()}
         case {"event": [list(shape), str(dtype)]}:
             return jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))
-        case {"array": str(name), "dtype": str(dtype)} if name in arrays:
+        case {"array": str(name), "dtype": str(dtype)}:
             return arrays[name].view(jnp.dtype(dtype))
-        case {"key": str(name), "impl": str(impl)} if name in arrays:
+        case {"key": str(name), "impl": str(impl)}:
             return jax.random.wrap_key_data(jnp.asarray(arrays[name]), impl=impl)
         case {"dtype": str(dtype)}:
             return jnp.dtype(dtype)
         case {"function": str(name)}:
             return _known(name)
-    raise ValueError(f"the file's configuration has an entry {str(value)[:80]}, which this version of gensamp does not know")
+    raise ValueError(f"its configuration has an entry {str(value)[:80]}, which this version of gensamp does not know")
 
 
 def _known(name: str) -> Callable:
     if name not in _public():
         raise ValueError(
-            f"the file asks for {name!r}, which is no public function of this gensamp; another version or program wrote it"
+            f"it asks for {name!r}, which is no public function of this gensamp; another version or program wrote it"
         )
     return _public()[name]
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"it has no entry {error}"
+    return next(iter(str(error).splitlines()), type(error).__name__)

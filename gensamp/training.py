@@ -87,8 +87,10 @@ def fit(
         key: a typed key, or an array of them [seeds]: then that many models are trained side by side in one program.
         model: what to train.
         data: tree of NumPy or JAX arrays with a leading axis of events; a pair (events, conditions) for a conditional model;
-            None for a model that learns from a density.
-        optimizer: any optax transformation. It is compiled in, and known by identity: make it once and pass the same object,
+            None for a model that learns from a density. The events of a learned map are floating-point numbers; conditions may
+            be of any real dtype.
+        optimizer: an optax transformation that takes the gradient, the parameters and at most the loss (`value=`), so no line
+            search such as `optax.lbfgs()`. It is compiled in, and known by identity: make it once and pass the same object,
             since `optax.adam(1e-3)` made anew compiles anew. By default Adam behind a clip of the gradient's global norm at 1,
             with a rate that warms up to 1e-3 over 5 % of the steps and falls to 0 along a cosine.
         num_steps: gradient steps.

@@ -71,8 +71,16 @@ def test_trees_keep_their_shapes_and_precision():
 def test_bad_input_is_refused_in_a_sentence():
     with pytest.raises(ValueError, match="probability=2"):
         augment.flip(probability=2.0)
+    with pytest.raises(ValueError, match="probability='x'; expected a number"):
+        augment.flip(probability="x")
+    with pytest.raises(ValueError, match=r"axis=1\.5; expected an integer"):
+        augment.flip(axis=1.5)
     with pytest.raises(ValueError, match="pixels=-1"):
         augment.shift(-1)
+    with pytest.raises(ValueError, match=r"pixels=1\.5; expected an integer"):
+        augment.shift(1.5)
+    with pytest.raises(ValueError, match="cell='a'; expected the positive distance"):
+        augment.dequantise("a")
     with pytest.raises(ValueError, match="cell=0"):
         augment.dequantise(0.0)
     with pytest.raises(TypeError, match=r"chain got 3; expected functions \(key, event\)"):

@@ -197,6 +197,12 @@ def _wrong_shape(t, x):
         (lambda: paths.geometric(targets.digits(), _small()), ValueError, "needs target.exact"),
         (lambda: paths.geometric(_small(), targets.funnel()), ValueError, "expected the same"),
         (lambda: paths.tempered(_small(), _normal(0.0, 1.0), smallest=2.0), ValueError, "inverse temperature"),
+        (
+            lambda: paths.tempered(_small(), _normal(0.0, 1.0), smallest="x"),
+            ValueError,
+            "got smallest='x'; expected an inverse",
+        ),
+        (lambda: paths.noised(_small(), "cosine"), TypeError, "got 'cosine' as its noise; expected a Noise, such as"),
         (lambda: paths.learned(_wrong_shape, noising.cosine(), jnp.zeros(2)), TypeError, "expected an event"),
     ],
 )

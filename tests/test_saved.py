@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 import gensamp as gs
+from gensamp.core import Ledger
 from gensamp.nets import mlp, unet
 from gensamp.noise import cosine, vp_linear
 from gensamp.pushforward import ddpm, diffusion_model, dpm_solver_pp, realnvp
+from gensamp.pushforward.diffusion import label_guidance
 from gensamp.saved import Recipe, load, recipe, save
 from gensamp.targets import funnel
 from gensamp.training import Fitted
@@ -33,6 +35,12 @@ def started(made, events=None):
     """Parameters of a model, random and not fitted."""
     batch = None if events is None else jnp.asarray(events, jnp.float32)
     return jax.jit(made.build().init)(jax.random.key(0), batch)[0]
+
+
+def empty(made, batch):
+    """Parameters of a model in their shapes: zeros."""
+    shapes = jax.eval_shape(made.build().init, jax.random.key(0), batch)[0]
+    return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
 
 
 def drawn(model, params):
@@ -146,13 +154,36 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path):
     assert load(path).params["a"].shape == (2,) and [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_recipe_of_another_model_is_refused_before_anything_is_written(tmp_path):
+    path = tmp_path / "model"
+    wide = recipe(ddpm, recipe(mlp, PAIR, width=8, depth=1), recipe(cosine), template=PAIR, num_steps=3)
+    for other, match in ((wide, r"whose network/\S+ has shape"), (recipe(realnvp, PAIR), "with the entries .*network")):
+        with pytest.raises(ValueError, match=f"do not belong together: .*{match}"):
+            save(path, empty(small(), jnp.eye(2)), other)
+    with pytest.raises(TypeError, match="recipe makes a Network; expected a recipe of the model"):
+        save(path, empty(small(), jnp.eye(2)), recipe(mlp, PAIR))
+    assert not path.exists()
+
+
+def test_conditional_guided_and_many_models_are_saved_with_their_recipes(tmp_path):
+    network = recipe(mlp, PAIR, width=4, depth=1, num_classes=3)
+    batch = (jnp.eye(2), jnp.zeros(2, jnp.int32))
+    for guidance in (None, recipe(label_guidance, 2), recipe(label_guidance, 2, strength=None)):
+        made = recipe(diffusion_model, network, recipe(cosine), template=PAIR, conditional=True, guidance=guidance)
+        save(tmp_path / "model", empty(made, batch), made)
+        with pytest.raises(ValueError, match="do not belong together"):
+            save(tmp_path / "other", empty(small(), jnp.eye(2)), made)
+    many = jax.tree.map(lambda a: np.stack([a, a]), empty(small(), jnp.eye(2)))
+    save(tmp_path / "model", Fitted(many, None, (), {"loss": np.zeros((2, 3))}, Ledger(), "finished", ""), small())
+
+
 def test_files_that_ask_for_more_than_public_functions_are_refused(tmp_path):
     path = tmp_path / "model"
 
     def refuses(change, match):
-        save(path, {"a": jnp.zeros(2)}, small())
+        path.write_bytes(KEPT.read_bytes())
         edited(path, change)
-        with pytest.raises(ValueError, match=match):
+        with pytest.raises(ValueError, match=rf"^\S+model.*[ (]{match}"):
             load(path)
 
     for name in (
@@ -165,7 +196,15 @@ def test_files_that_ask_for_more_than_public_functions_are_refused(tmp_path):
         refuses(lambda held, name=name: held["recipe"].update(make=name), f"asks for '{name}', which is no public function")
     refuses(lambda held: held["fitted"]["params"].update(dict={"a": {"pickle": "x"}}), "an entry .*pickle.* does not know")
     refuses(lambda held: held.update(version=2), "has version 2 of its format, .* reads up to 1")
+    refuses(lambda held: held.update(version="1"), "has version '1' of its format; expected an integer")
     refuses(lambda held: held.update(format="something"), "is of the format 'something'")
+    for name in ("version", "fitted", "recipe"):
+        refuses(lambda held, name=name: held.pop(name), f"it has no entry '{name}'")
+    refuses(lambda held: held["fitted"].pop("ema"), "it has no entry 'ema'")
+    refuses(lambda held: held["fitted"]["ledger"]["fit"].update(tokens=1), "unexpected keyword argument 'tokens'")
+    refuses(lambda held: held["recipe"]["options"].update(temperature=1), "unexpected keyword argument 'temperature'")
+    lost = {"array": "recipe/lost", "dtype": "float32"}
+    refuses(lambda held: held["recipe"]["options"].update(template=lost), "it has no entry 'recipe/lost'")
 
 
 def test_damaged_files_are_refused_and_pickles_never_opened(tmp_path):
@@ -181,6 +220,16 @@ def test_damaged_files_are_refused_and_pickles_never_opened(tmp_path):
     with pytest.raises(ValueError, match=r"no file that gs.save wrote"):
         load(path)
     assert not Trap.sprung
+
+
+def test_no_damaged_byte_gives_another_error(tmp_path):
+    path, whole = tmp_path / "model", KEPT.read_bytes()
+    for place in np.random.default_rng(0).integers(0, len(whole), 100):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x20]) + whole[place + 1 :])
+        try:
+            load(path)
+        except ValueError as error:
+            assert str(error).startswith(str(path))
 
 
 class Trap:

@@ -254,6 +254,13 @@ def test_bad_input_is_one_sentence_before_compilation(case):
     assert clock.count == 0 and "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("optimizer", [optax.lbfgs(), optax.chain(optax.clip(1.0), optax.lbfgs())])
+def test_an_optimizer_that_searches_along_a_line_is_refused(optimizer):
+    with compile_clock() as clock, pytest.raises(TypeError, match="optimizer cannot take a step from the gradient") as raised:
+        fit(KEY, gaussian(), DATA, optimizer=optimizer)
+    assert clock.count == 0 and "\n" not in str(raised.value) and "value_fn" in str(raised.value)
+
+
 def test_bad_meshes():
     with pytest.raises(ValueError, match="expected a multiple of the mesh's 3 devices"):
         fit(KEY, gaussian(), DATA, mesh=parallel.mesh(3), batch_size=64)

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gensamp.core import Bill, Target
+from gensamp.core import Bill, Path, Target
 from gensamp.runner import Draws, sample
 
 __all__ = [
@@ -86,8 +86,11 @@ def log_evidence(draws: Any) -> Evidence:
             delta method.
 
     Raises:
+        TypeError: they are no Draws.
         ValueError: the draws have no weights, or a weight is NaN or +inf.
     """
+    if not hasattr(draws, "log_weight"):
+        raise TypeError(f"log_evidence got {type(draws).__name__}; expected the Draws that sample(...) returns")
     if draws.log_weight is None:
         raise ValueError("log_evidence needs weighted draws, and these have none; use ais, smc, adaptive_smc or nested")
     weight = np.asarray(draws.log_weight, np.float64)
@@ -158,9 +161,9 @@ def thermodynamic(log_ratios: Any, *, base_log_normaliser: float = 0.0) -> Evide
 
 def compare_evidence(
     key: jax.Array,
-    targets: Mapping[str, Target],
+    targets: Any,
     *,
-    priors: Mapping[str, Target] | Target | None = None,
+    priors: Any = None,
     num_runs: int = 16,
     num_particles: int = 1024,
     num_moves: int = 3,
@@ -182,31 +185,51 @@ def compare_evidence(
             not of the other count.
 
     Raises:
-        ValueError: fewer than one model or four runs, or a model without a prior.
+        TypeError: targets is no mapping of Targets, or priors neither that nor one Target.
+        ValueError: fewer than one model or four runs, or a model without a prior on its coordinates.
     """
     from gensamp.mcmc import adaptive_smc
-    from gensamp.paths import geometric
-    from gensamp.targets import prior_of
 
+    _check_targets(targets, "targets", "{name: Target}")
+    if priors is not None and not isinstance(priors, Target):
+        _check_targets(priors, "priors", "{name: Target}, one Target for all, or None")
     if not targets:
         raise ValueError("compare_evidence got no model; expected {name: Target}")
     if not isinstance(num_runs, int) or num_runs < 4:
         raise ValueError(f"compare_evidence got num_runs {num_runs!r}; expected at least 4, on whose spread the error rests")
+    paths = {name: _from_prior(name, target, priors) for name, target in targets.items()}
     evidence, drawn, bill = {}, {}, Bill()
-    for number, (name, target) in enumerate(targets.items()):
-        if priors is None:
-            prior = prior_of(target)
-        elif isinstance(priors, Target):
-            prior = priors
-        elif name in priors:
-            prior = priors[name]
-        else:
-            raise ValueError(f"compare_evidence got no prior for '{name}', only for {', '.join(priors)}; give every model one")
-        sampler = adaptive_smc(geometric(prior, target), num_particles=num_particles, num_moves=num_moves, **options)
+    for number, (name, path) in enumerate(paths.items()):
+        sampler = adaptive_smc(path, num_particles=num_particles, num_moves=num_moves, **options)
         drawn[name] = sample(jax.random.fold_in(key, number), sampler, num_runs, progress=False)
         evidence[name] = log_evidence(drawn[name])
         bill += drawn[name].ledger.sample
     return EvidenceComparison(evidence, drawn, bill)
+
+
+def _check_targets(given: Any, argument: str, expected: str) -> None:
+    if not isinstance(given, Mapping):
+        raise TypeError(f"compare_evidence got {type(given).__name__} as {argument}; expected {expected}")
+    for name, target in given.items():
+        if not isinstance(target, Target):
+            raise TypeError(f"compare_evidence got {type(target).__name__} for '{name}' in {argument}; expected a Target")
+
+
+def _from_prior(name: str, target: Target, priors: Mapping[str, Target] | Target | None) -> Path:
+    """The path from a model's prior to its posterior."""
+    from gensamp.paths import geometric
+    from gensamp.targets import prior_of
+    from gensamp.targets.bound_models import has_model
+
+    if isinstance(priors, Mapping) and name not in priors:
+        raise ValueError(f"compare_evidence got no prior for '{name}', only for {', '.join(priors)}; give every model one")
+    if priors is None and not has_model(target):
+        raise ValueError(f"compare_evidence got no prior for '{name}', which is not made by from_numpyro; pass it as priors=")
+    try:
+        prior = prior_of(target) if priors is None else priors[name] if isinstance(priors, Mapping) else priors
+        return geometric(prior, target)
+    except ValueError as error:
+        raise ValueError(f"compare_evidence cannot go from the prior of '{name}' to its target: {error}") from error
 
 
 def _mean_of(log_units: np.ndarray) -> Evidence:

@@ -139,9 +139,9 @@ def read_per_level(values: Any, levels: jax.Array, by: str, name: str, width: in
     if shape in one:
         values = jnp.broadcast_to(jnp.asarray(values), (size, *shape))
     elif shape not in [(size, *rest) for rest in one]:
-        raise ValueError(
-            f"{by} got {name} of shape {list(shape)}; expected {[list(s) for s in one]}, alone or for {size} levels"
-        )
+        alone = "one number" if width is None else f"[{width}] or [{width}, {width}]"
+        each = " or ".join(str([size, *rest]) for rest in one)
+        raise ValueError(f"{by} got {name} of shape {list(shape)}; expected {alone}, or {each} for one per level")
     concrete = not isinstance(values, jax.core.Tracer)
     if concrete and not np.isfinite(values).all():
         raise ValueError(f"{by} got {name} that are not finite")

@@ -43,12 +43,13 @@ def causal_decoder(
         dtype: of the parameters; JAX's default float if None.
 
     Raises:
-        ValueError: a number is not positive, or the heads do not divide the width.
+        ValueError: a number is no positive integer, or the heads do not divide the width.
     """
-    if min(length, channels, num_outputs, width, depth, num_heads) < 1 or width % num_heads:
+    sizes = (length, channels, num_outputs, width, depth, num_heads)
+    if not all(isinstance(size, int) and size >= 1 for size in sizes) or width % num_heads:
         raise ValueError(
             f"causal_decoder got length={length}, channels={channels}, num_outputs={num_outputs}, width={width}, "
-            f"depth={depth}, num_heads={num_heads}; expected all positive and a width that the heads divide"
+            f"depth={depth}, num_heads={num_heads}; expected positive integers and a width that the heads divide"
         )
     dtype = jnp.dtype(jnp.result_type(float) if dtype is None else dtype)
     module = Static(_Decoder(length, channels, num_outputs, width, depth, num_heads))

@@ -88,16 +88,20 @@ def frame_of(params: Any, template: Any, network: Network) -> dict[str, Any]:
 
 
 def fit_frame(batch: Any) -> dict[str, Any]:
-    """The frame of a batch: a tree of arrays with a leading axis of events. A constant coordinate gets scale 1."""
+    """The frame of a batch: a tree of arrays with a leading axis of events.
 
-    def shift_of(a):
-        return a.mean(0) if a.ndim <= 2 else a.mean()
+    A coordinate that has one value throughout the batch gets scale 1; any other its standard deviation, however small.
 
-    def scale_of(a):
-        spread = a.std(0) if a.ndim <= 2 else a.std()
-        return jnp.where(spread > 0, spread, 1).astype(a.dtype)
-
-    return {"shift": jax.tree.map(shift_of, batch), "scale": jax.tree.map(scale_of, batch)}
+    Raises:
+        TypeError: the events are not made of floating-point numbers.
+    """
+    kinds = sorted({str(a.dtype) for a in jax.tree.leaves(batch) if not jnp.issubdtype(a.dtype, jnp.floating)})
+    if kinds:
+        raise TypeError(
+            f"data have events of dtype {', '.join(kinds)}; expected floating-point numbers: convert the events by "
+            "astype(np.float32), conditions stay as they are"
+        )
+    return {"shift": jax.tree.map(_shift_of, batch), "scale": jax.tree.map(_scale_of, batch)}
 
 
 def identity_frame(template: Any) -> dict[str, Any]:
@@ -123,6 +127,21 @@ def log_volume(frame: dict[str, Any], template: Any) -> jax.Array:
     """log |dx/dy|, summed over the coordinates of one event."""
     terms = jax.tree.map(lambda a, scale: jnp.log(jnp.broadcast_to(scale, a.shape)).sum(), template, frame["scale"])
     return jax.tree.reduce(jnp.add, terms)
+
+
+def _shift_of(a):
+    return a.mean(0) if a.ndim <= 2 else a.mean()
+
+
+def _scale_of(a):
+    axis = 0 if a.ndim <= 2 else None
+    # By the range, since the mean of a constant is rounded and its spread is not zero; and in units of a power of two near the
+    # range, which round nothing, since the squares of very small numbers vanish.
+    reach = jnp.max(a, axis, keepdims=True) - jnp.min(a, axis, keepdims=True)
+    _, power = jnp.frexp(reach)
+    spread = jnp.std(jnp.ldexp(a, -power), axis, keepdims=True)
+    scale = jnp.where(reach > 0, jnp.ldexp(spread, power), 1)
+    return scale[0] if axis == 0 else scale.reshape(())
 
 
 def _broadcast(*shapes: tuple[int, ...]) -> Any:

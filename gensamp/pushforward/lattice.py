@@ -11,6 +11,7 @@ held against models that give P(x) directly. Without a cell (D = 0) the number i
 which depends on the units of the data.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,30 +25,49 @@ from gensamp.nets.event import Event
 __all__ = ["Lattice", "bits_per_dimension", "dequantised", "in_bits"]
 
 _LANE = 64
+# Of a cell: how far a value of the lattice may be rounded, in half precision say.
+_ROUNDING = 0.1
 
 
 @dataclass(frozen=True)
 class Lattice:
-    """`levels` values equally spaced from `low` to `high`, both included.
+    """`levels` values, an integer of at least two, equally spaced from `low` to `high`, finite numbers and both included.
 
     Raises:
-        ValueError: fewer than two levels, or low not below high.
+        ValueError: levels is no integer or below two, an end is no finite number, or low is not below high.
     """
 
-    low: float | int
-    high: float | int
-    levels: int
+    low: Any
+    high: Any
+    levels: Any
 
     def __post_init__(self) -> None:
-        if self.levels < 2 or not self.low < self.high:
+        ends, whole = (self.low, self.high), _is(self.levels, int | np.integer)
+        finite = all(_is(end, int | float | np.integer | np.floating) and math.isfinite(end) for end in ends)
+        if not finite or not whole or self.levels < 2 or not self.low < self.high:
             raise ValueError(
-                f"Lattice got low={self.low}, high={self.high}, levels={self.levels}; expected low < high and at least 2 levels"
+                f"Lattice got low={self.low!r}, high={self.high!r}, levels={self.levels!r}; expected finite numbers low < high "
+                "and an integer of at least 2 levels"
             )
 
     @property
     def cell(self) -> float:
         """Distance between two values."""
         return (self.high - self.low) / (self.levels - 1)
+
+    def check(self, name: str, data: PyTree) -> None:
+        """Raises ValueError if data hold a value off the lattice by over a tenth of a cell. Data that are traced pass."""
+        for a in jax.tree.leaves(data):
+            if isinstance(a, jax.core.Tracer):
+                continue
+            values = np.asarray(a, float).reshape(-1)
+            nearest = self.low + self.cell * np.clip(np.round((values - self.low) / self.cell), 0, self.levels - 1)
+            off = np.abs(values - nearest) > _ROUNDING * self.cell
+            if off.any():
+                raise ValueError(
+                    f"{name} got data with the value {values[off][0]:g}; expected only the {self.levels} values of its lattice "
+                    f"from {self.low} to {self.high} in steps of {self.cell:g}: change the lattice or the data"
+                )
 
 
 def bits_per_dimension(
@@ -91,6 +111,11 @@ def in_bits(nll: Any, size: int, cell: Any = 0.0) -> jax.Array:
     cell = jnp.asarray(cell, nll.dtype)
     log_cell = jnp.where(cell > 0, jnp.log(jnp.where(cell > 0, cell, 1)), 0)
     return (nll / size - log_cell) / jnp.log(2.0).astype(nll.dtype)
+
+
+def _is(value, kinds) -> bool:
+    """A bool is an int to Python, and none here."""
+    return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 @jax.jit

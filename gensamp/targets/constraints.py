@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
 from gensamp.core import PyTree, Static, bind
@@ -39,7 +40,8 @@ def bounded(log_density: Any, template: PyTree, constraints: Any, known: Mapping
 
     Raises:
         TypeError: a constraint is no numpyro constraint, or a dict came for an event that is no dict.
-        ValueError: a name that the event has not, a shape that the constraint cannot take, a discrete constraint, or a score.
+        ValueError: a name that the event has not, a shape that the constraint cannot take, a discrete constraint, bounds that
+            leave nothing between them, or a score.
     """
     from numpyro.distributions import biject_to
 
@@ -109,6 +111,12 @@ def _by_leaf(template: PyTree, constraints: Any) -> list:
         raise ValueError(
             f"constraints got {discrete}, which are discrete and leave no gradient; sum such coordinates out first"
         )
+    for constraint in constraints.values():
+        inner = getattr(constraint, "base_constraint", constraint)
+        low, high = (getattr(inner, f"{end}_bound", None) for end in ("lower", "upper"))
+        looked = low is not None and high is not None and not any(isinstance(a, jax.core.Tracer) for a in (low, high))
+        if looked and not np.all(np.asarray(low) < np.asarray(high)):
+            raise ValueError(f"constraints got an interval from {low} to {high}; expected a lower bound below the upper one")
     boxes = {label: _Box(constraints.get(label, real)) for label in entries}
     chosen = {label: jax.tree.map(lambda _, box=boxes[label]: box, tree) for label, tree in entries.items()}
     return [box.constraint for box in jax.tree.leaves(chosen, is_leaf=lambda a: isinstance(a, _Box))]

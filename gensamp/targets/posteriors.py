@@ -25,6 +25,10 @@ from gensamp.targets.mixture import float_dtype
 
 __all__ = ["from_numpyro", "model_complaint", "posterior", "prior_of", "unconstrain"]
 
+_TRACED = (
+    jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError, jax.errors.TracerIntegerConversionError,
+)  # fmt: skip
+
 
 def from_numpyro(model: Any, *args: Any, **kwargs: Any) -> Target:
     """The posterior of a numpyro model, on unconstrained coordinates.
@@ -33,7 +37,8 @@ def from_numpyro(model: Any, *args: Any, **kwargs: Any) -> Target:
         model: a numpyro model; reparameterised and otherwise handled models are fine.
         args, kwargs: what the model is called with. Arrays and Python floats are data: they become leaves, and replacing them
             by others of the same shape recompiles nothing. Integers, booleans, strings and None are structure (sizes of plates,
-            options): they are static. Give the observations, or their sites are taken for parameters.
+            options): they are static, and a size that follows from data, such as a total of counts, is computed outside the
+            model and passed as one. Give the observations, or their sites are taken for parameters.
 
     Returns:
         Target: events are dicts {site: array} of unconstrained values; `constrain` returns the model's own quantities,
@@ -62,6 +67,12 @@ def posterior(model: Any, args: tuple = (), kwargs: Any = None, *, name: str = "
         )
     try:
         shapes = jax.eval_shape(_unconstrained, Static(model), structure, *leaves)
+    except _TRACED as error:
+        raise TypeError(
+            "the model takes a Python or NumPy value from an array, and its arguments' arrays are traced, so that other data "
+            "recompile nothing; compute what sets a size outside the model and pass it as a Python int, and use jax.numpy for "
+            "the rest"
+        ) from error
     except (TypeError, AssertionError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise TypeError(f"the model cannot be run on the arguments it was given: {reason}") from error

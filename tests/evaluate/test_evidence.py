@@ -50,12 +50,13 @@ class TestLogEvidence:
         ("draws", "message"),
         [
             (SimpleNamespace(log_weight=None), "needs weighted draws"),
+            (5, r"log_evidence got int; expected the Draws that sample\(...\) returns"),
             (drawn([[0.0, np.nan]], single=True), "NaN or \\+inf"),
             (drawn([[0.0, np.inf]], single=True), "NaN or \\+inf"),
         ],
     )
     def test_what_is_no_weight_is_refused(self, draws, message):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((TypeError, ValueError), match=message):
             log_evidence(draws)
 
     def test_draws_of_a_sampler_of_either_kind(self):
@@ -165,6 +166,9 @@ def conjugate(y, noise, scale):
     )  # fmt: skip
 
 
+BASE = gs.mcmc.normal_base(jnp.zeros(1))
+
+
 class TestCompareEvidence:
     y = np.array([0.9, 1.4, 0.2, 1.1, 0.7], np.float32)
 
@@ -209,13 +213,24 @@ class TestCompareEvidence:
         [
             ({"num_runs": 2}, "num_runs 2; expected at least 4"),
             ({"targets": {}}, "got no model"),
-            ({"priors": {"tight": None}}, "got no prior for 'wide', only for tight"),
+            ({"targets": [BASE]}, "got list as targets; expected {name: Target}"),
+            ({"targets": BASE}, "got Target as targets; expected {name: Target}"),
+            ({"targets": {"tight": 3}}, "got int for 'tight' in targets; expected a Target"),
+            ({"priors": "mine"}, "got str as priors; expected {name: Target}, one Target for all, or None"),
+            ({"priors": {"tight": None}}, "got NoneType for 'tight' in priors; expected a Target"),
+            ({"priors": {"tight": BASE}}, "got no prior for 'wide', only for tight"),
+            ({"priors": None}, "no prior for 'tight', which is not made by from_numpyro; pass it as priors="),
+            (
+                {"priors": gs.mcmc.normal_base(jnp.zeros(2))},
+                "from the prior of 'tight' to its target: geometric got a base of events",
+            ),
+            (
+                {"priors": dataclasses.replace(BASE, exact=None)},
+                "from the prior of 'tight' to its target: geometric needs target.exact",
+            ),
         ],
     )
     def test_what_cannot_be_compared_is_refused(self, change, message):
         targets, priors = self.models()
-        if "priors" in change:
-            change = {"priors": {"tight": dataclasses.replace(priors["tight"])}, "num_particles": 8}
-            targets = {name: targets[name] for name in ("wide",)}
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((TypeError, ValueError), match=message):
             compare_evidence(**({"key": jax.random.key(0), "targets": targets, "priors": priors} | change))

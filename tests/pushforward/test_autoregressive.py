@@ -10,7 +10,7 @@ from gensamp.nets.causal import causal_decoder
 from gensamp.nets.masked import masked_convolution, masked_mlp
 from gensamp.pushforward.autoregressive import causal_transformer, made, pixelcnn
 from gensamp.pushforward.autoregressive.mixtures import Mixture
-from gensamp.pushforward.lattice import bits_per_dimension
+from gensamp.pushforward.lattice import Lattice, bits_per_dimension
 
 TREE = {"a": jnp.zeros(3), "b": jnp.zeros((2, 2))}
 IMAGE = jnp.zeros((4, 4, 2))
@@ -77,7 +77,7 @@ def flops(function, *arguments):
 def test_the_cache_gives_the_same_draws_for_a_fraction_of_the_work(lattice):
     template = jnp.zeros((6, 6, 1))
     models = [causal_transformer(template, width=16, depth=1, lattice=lattice, cache=cache) for cache in (True, False)]
-    events = jax.random.normal(jax.random.key(0), (4, 6, 6, 1))
+    events = jnp.round(jax.random.uniform(jax.random.key(0), (4, 6, 6, 1), minval=-2.0, maxval=2.0)) / 2
     params = parameters(lambda key: models[0].init(key, events)[0], jax.random.key(0))
     params["frame"] = {"shift": jnp.float32(0), "scale": jnp.float32(1)}
     samplers = [model.sampler(params) for model in models]
@@ -152,7 +152,52 @@ def test_bits_of_an_untrained_model_are_near_those_of_its_lattice():
     assert metrics["nll"] == loss and bits == pytest.approx(np.log2(5), abs=0.4)
 
 
+@pytest.mark.parametrize("make", [made, pixelcnn, causal_transformer])
+def test_draws_on_a_lattice_of_whole_numbers_are_whole_numbers(make):
+    template = jnp.zeros((2, 2, 1))
+    model = make(template, width=8, depth=1, lattice=(0, 255, 256))
+    params = parameters(lambda key: model.init(key, jnp.zeros((4, *template.shape)))[0], jax.random.key(0))
+    params["frame"] = {"shift": jnp.float32(127.5), "scale": jnp.float32(127.5)}
+    sampler = model.sampler(params)
+    # Every grey level as the state of a finished draw, off by what rounding leaves of it.
+    states = jnp.linspace(-1, 1, 256).reshape(64, 4, 1)
+    drawn = np.asarray(jax.jit(jax.vmap(lambda x: sampler.position((x, ()))))(states))
+    assert np.array_equal(drawn.reshape(-1), np.arange(256))
+
+
+def test_draws_on_a_lattice_of_fractions_do_not_pass_its_ends():
+    model = made(jnp.zeros(2), width=8, depth=1, lattice=(-1, 1, 256))
+    sampler = model.sampler(parameters(lambda key: model.init(key, jnp.ones((4, 2)))[0], jax.random.key(0)))
+    drawn = jax.jit(sampler.position)((jnp.array([[-1.0], [1.0]]), ()))
+    assert drawn.tolist() == [-1, 1]
+
+
+def test_values_off_the_lattice_are_refused():
+    model, values = made(jnp.zeros(3), lattice=(0, 9, 10), width=8), np.arange(384, dtype=np.float32).reshape(128, 3) % 10
+    for shift, value in ((100, "100"), (0.5, "0.5"), (-1, "-1")):
+        with pytest.raises(
+            ValueError, match=f"made got data with the value {value}; expected only the 10 values of its lattice"
+        ):
+            gs.fit(jax.random.key(0), model, values + np.float32(shift))
+    # Rounded values, as of half precision, are those of the lattice.
+    Lattice(-1, 1, 256).check("made", np.linspace(-1, 1, 256).astype(np.float16))
+    jax.eval_shape(model.init, jax.random.key(0), values + 0.5)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint8, bool])
+def test_events_that_are_no_floats_are_refused_and_labels_are_not(dtype):
+    events = np.ones((128, 3), dtype)
+    with pytest.raises(ValueError, match=f"have events of dtype {np.dtype(dtype)}; expected floating-point numbers: convert"):
+        gs.fit(jax.random.key(0), made(jnp.zeros(3), width=8), events)
+    vae = gs.pushforward.vae(jnp.zeros(3), width=8, num_classes=2)
+    with pytest.raises(ValueError, match="conditions stay as they are"):
+        gs.fit(jax.random.key(0), vae, (events, np.zeros(128, int)))
+    jax.eval_shape(vae.init, jax.random.key(0), (events.astype(np.float32), np.zeros(128, int)))
+
+
 def test_bad_input_is_refused_in_a_sentence():
+    with pytest.raises(ValueError, match=r"levels=10\.0; expected finite numbers low < high and an integer"):
+        made(TREE, lattice=(0.0, 9.0, 10.0))
     with pytest.raises(ValueError, match="lattice='grey'"):
         made(TREE, lattice="grey")
     with pytest.raises(ValueError, match="leave it out"):

@@ -234,6 +234,9 @@ def test_bad_input_is_refused_in_a_sentence():
         glow(jnp.zeros((6, 4, 1)), num_squeezes=2)
     with pytest.raises(ValueError, match="levels=1"):
         Lattice(0.0, 1.0, 1)
+    for low, high, levels in ((0, 9, 2.5), (0, np.inf, 10), ("0", "9", 10), (0, 9, True), (False, True, 2), (np.nan, 1, 2)):
+        with pytest.raises(ValueError, match="expected finite numbers low < high and an integer of at least 2 levels"):
+            Lattice(low, high, levels)
     with pytest.raises(ValueError, match="log_density=None"):
         bits_per_dimension(jax.random.key(0), None, jnp.zeros((2, 2)))
     with pytest.raises(ValueError, match="cell=-1"):

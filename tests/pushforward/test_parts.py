@@ -2,11 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import gensamp as gs
 from gensamp.pushforward import hierarchical_vae, ladder
 from gensamp.pushforward.diffusion.losses import check_parts
+from gensamp.pushforward.frame import fit_frame
 from gensamp.training import Fitted
 
 TEMPLATE = jnp.zeros(2)
@@ -100,3 +102,17 @@ def test_a_network_of_another_make_is_named():
 def test_a_target_is_no_template():
     with pytest.raises(TypeError, match=r"template is a Target; expected one event; pass target\.template"):
         gs.pushforward.realnvp(gs.targets.banana())
+
+
+def test_a_frame_tells_a_constant_from_a_small_spread():
+    random = np.random.default_rng(0).normal(size=1000)
+    columns = [np.full(1000, 0.1), np.full(1000, 12345.678), np.zeros(1000), 1e-30 * random, 1e25 * random, 3 + 2 * random]
+    batch = jnp.asarray(np.stack(columns, axis=1), jnp.float32)
+    frame = jax.jit(fit_frame)({"vectors": batch, "images": batch[:, :2, None], "numbers": batch[:, 3]})
+    want = [1, 1, 1, 1e-30 * random.std(), 1e25 * random.std(), 2 * random.std()]
+    np.testing.assert_allclose(frame["scale"]["vectors"], want, rtol=1e-5)
+    np.testing.assert_allclose(frame["scale"]["images"], batch[:, :2].std(), rtol=1e-5)
+    np.testing.assert_allclose(frame["scale"]["numbers"], 1e-30 * random.std(), rtol=1e-5)
+    # Where nothing vanishes it is the standard deviation, bit for bit.
+    assert frame["scale"]["vectors"][5] == jax.jit(jnp.std)(batch[:, 5])
+    assert frame["scale"]["vectors"].dtype == jnp.float32

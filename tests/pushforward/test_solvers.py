@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
 import gensamp as gs
 from gensamp import noise
@@ -273,6 +274,12 @@ ANY = (exact(PROCESSES["cosine"]), PROCESSES["cosine"], uniform_time(4), jnp.zer
 def test_bad_arguments_are_refused_in_one_sentence(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_text_among_a_denoisers_arrays_is_refused_by_name():
+    worded = Partial(lambda process, prediction, t, x: x, PROCESSES["cosine"], "v")
+    with pytest.raises(TypeError, match=r"heun got a denoiser that holds 'v', which is no array; bind it as Static\('v'\)"):
+        heun(worded, *ANY[1:])
 
 
 def test_a_grid_without_signal_is_refused_by_name_where_it_cannot_be_taken():

@@ -1,6 +1,7 @@
 """numpyro models as targets: what is no model, and data that are missing."""
 
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import pytest
 from numpyro import distributions as dist
@@ -18,6 +19,18 @@ def test_what_is_no_model_is_named():
         gs.Target.from_numpyro(3)
     with pytest.raises(TypeError, match=r"cannot be run on the arguments it was given: .* takes 1 positional argument"):
         gs.Target.from_numpyro(model, 1.0, 2.0)
+
+
+@pytest.mark.parametrize("total", [lambda y: int(y.sum()), lambda y: np.asarray(y).sum(), lambda y: range(9)[y.sum()]])
+def test_a_size_from_data_is_asked_for_as_an_integer(total):
+    def counted(y, number=None):
+        p = numpyro.sample("p", dist.Dirichlet(jnp.ones(2)))
+        numpyro.sample("y", dist.Multinomial(total(y) if number is None else number, p), obs=y)
+
+    y = np.array([1, 2])
+    with pytest.raises(TypeError, match="compute what sets a size outside the model and pass it as a Python int"):
+        gs.Target.from_numpyro(counted, y)
+    assert gs.Target.from_numpyro(counted, y, int(y.sum())).template["p"].shape == (1,)
 
 
 def test_missing_data_are_warned_of():

@@ -35,7 +35,8 @@ def made(
     Args:
         template: one event of d coordinates.
         num_components: K. width, depth: hidden units and layers.
-        lattice: (low, high, levels) of the values that data take, or None for real numbers.
+        lattice: (low, high, levels) of the values that data take, or None for real numbers. `fit` refuses a
+            value off the lattice among the first 4096 events; log_density scores one as if a cell were centred on it.
         smallest_scale: for real numbers, lower bound of a component's scale in units of the data's spread.
         dequantise: without a lattice, the width of a cell: training adds uniform noise in one cell.
 

@@ -35,7 +35,8 @@ def pixelcnn(
     Args:
         template: one image [height, width, channels]; anything else is flattened into one row.
         num_components: logistics per pixel. width: channels of either stack. depth: residual blocks.
-        lattice: (low, high, levels) of the grey levels, such as (-1.0, 1.0, 256), or None for real numbers.
+        lattice: (low, high, levels) of the grey levels, such as (-1.0, 1.0, 256), or None for real numbers. `fit` refuses a
+            value off the lattice among the first 4096 events; log_density scores one as if a cell were centred on it.
         dequantise: without a lattice, the width of a cell: training adds uniform noise in one cell.
 
     Returns:

@@ -38,7 +38,8 @@ def causal_transformer(
         template: one event.
         num_components: of each site's mixture: of normals, or on a lattice of discretised logistics; of logistics for images.
         width, depth, num_heads: of the transformer; the heads divide the width.
-        lattice: (low, high, levels) of the values that data take, or None for real numbers.
+        lattice: (low, high, levels) of the values that data take, or None for real numbers. `fit` refuses a
+            value off the lattice among the first 4096 events; log_density scores one as if a cell were centred on it.
         dequantise: without a lattice, the width of a cell: training adds uniform noise in one cell.
         cache: whether draws keep keys and values. The draws are the same to rounding.
 

@@ -50,7 +50,8 @@ def writing(
         name: of the model, for messages.
         template: one event of sites * law.channels coordinates.
         scribe: the network. law: what its raw numbers mean.
-        lattice: the values that data take; the law is then one on the lattice, and log densities are log masses.
+        lattice: the values that data take; the law is then one on the lattice, draws are values of it, and log densities are
+            log masses. A value between two is scored as if a cell were centred on it, one beyond an end by the tail there.
         dequantise: without a lattice, the width of a cell: training adds uniform noise in one cell.
 
     Returns:
@@ -58,7 +59,7 @@ def writing(
         Metrics: "nll" in nats per event, "bits_per_dim".
 
     Raises:
-        ValueError: dequantise is given with a lattice.
+        ValueError: dequantise is given with a lattice; from init, where data are no tracers, they are off the lattice.
     """
     event = Event.of(template)
     if lattice is not None and not (isinstance(dequantise, float | int) and dequantise == 0):
@@ -69,7 +70,7 @@ def writing(
     return Model(
         init=bind(_init, Static(name), event, scribe.init, on),
         loss=bind(_loss, event, sites, scribe.apply, law_, on, cell),
-        sampler=bind(_sampler, event, sites, scribe, law_, density),
+        sampler=bind(_sampler, event, sites, scribe, law_, on, density),
         log_density=density,
     )
 
@@ -93,6 +94,7 @@ def _init(name, event, init, on, key, batch):
     event.check(batch)
     frame = fit_frame(batch)
     if on.value is not None:
+        on.value.check(name.value, batch)
         middle, half = (on.value.low + on.value.high) / 2, (on.value.high - on.value.low) / 2
         ends = {"shift": middle, "scale": half}
         frame = {part: jax.tree.map(lambda a, v=ends[part]: jnp.full_like(a, v), frame[part]) for part in frame}
@@ -114,14 +116,14 @@ def _loss(event, sites, apply, law, on, cell, params, state, key, batch):
     return nll, (state, {"nll": nll, "bits_per_dim": in_bits(nll, event.size, cell)})
 
 
-def _sampler(event, sites, scribe, law, density, params):
+def _sampler(event, sites, scribe, law, on, density, params):
     check_params(params, {"frame": None, "network": shapes_of(scribe.init)})
     check_frame(params["frame"], event.template)
     return Sampler(
         start=bind(_empty, event, sites),
         init=bind(_stand, scribe.empty),
         step=bind(_write if scribe.recall is None else _write_from_memory, scribe.recall or scribe.apply, law, params),
-        position=bind(_position, event, params["frame"]),
+        position=bind(_position, event, on, params["frame"]),
         log_density=bind(_density_of, density, params),
         num_steps=sites.value[0],
         traits=Traits(law="approximate"),
@@ -150,8 +152,13 @@ def _write_from_memory(recall, law, params, key, state, index):
     return (x.at[index].set(law.value.draw(key, raw)), memory), Info.of(forwards=1)
 
 
-def _position(event, frame, state):
-    return leave(frame, event.unflatten(state[0].reshape(-1)))
+def _position(event, on, frame, state):
+    y = state[0].reshape(-1)
+    if on.value is None:
+        return leave(frame, event.unflatten(y))
+    # From the index, and not by leaving the frame: whole numbers would come back next to themselves.
+    index = jnp.round((y + 1) * ((on.value.levels - 1) / 2))
+    return event.unflatten(jnp.minimum(on.value.low + on.value.cell * index, on.value.high))
 
 
 def _density_of(density, params, x):

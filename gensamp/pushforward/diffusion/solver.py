@@ -82,10 +82,14 @@ def pose(
         needs_signal: the solver cannot start where alpha is zero, whatever is predicted.
 
     Raises:
+        TypeError: the denoiser holds a text among its arrays, where no compiled program takes one.
         ValueError: the grid is not a vector of at least two times in [0, 1] that never rise, it starts where the solver or the
             prediction cannot, or the prediction is unknown.
     """
     check_prediction(prediction, name)
+    texts = [leaf for leaf in jax.tree.leaves(denoise) if isinstance(leaf, str)]
+    if texts:
+        raise TypeError(f"{name} got a denoiser that holds {texts[0]!r}, which is no array; bind it as Static({texts[0]!r})")
     event = Event.of(template)
     if jnp.ndim(grid) != 1 or jnp.size(grid) < 2:
         raise ValueError(f"{name} got a grid of shape {jnp.shape(grid)}; expected [num_steps + 1] times")
