@@ -164,7 +164,8 @@ def test_starts_that_are_not_feasible_are_named():
     nowhere = gs.Target.from_log_density(lambda x: jnp.where(x[0] > 5, -x[0], -jnp.inf), jnp.zeros(1))
     with pytest.raises(ValueError, match=r"no feasible start for 8 of 8 chains in 100 tries each: .*initial="):
         gs.auto(jax.random.key(0), nowhere)
-    draws = gs.auto(jax.random.key(0), nowhere, gs.Until(ess=50, rhat=1.2), initial=np.full((16, 1), 6.0, np.float32))
+    with pytest.warns(UserWarning, match="the density ends at a bound"):
+        draws = gs.auto(jax.random.key(0), nowhere, gs.Until(ess=50, rhat=1.2), initial=np.full((16, 1), 6.0, np.float32))
     assert draws.ending == "converged" and draws.position.min() > 5
 
 
