@@ -21,6 +21,7 @@ import inspect
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -211,10 +212,9 @@ def _check_recipe_of(recipe: Recipe, fitted: Fitted) -> None:
         return model.sampler(jax.tree.map(lambda a: a[0], params) if seeds else params)
 
     try:
-        jax.eval_shape(draws, fitted.params)
-    except IndexError:
         # A guided model looks up its condition, of which there is none here, after its parameters were found right.
-        pass
+        with suppress(IndexError):
+            jax.eval_shape(draws, fitted.params)
     except (TypeError, ValueError) as error:
         raise ValueError(f"save got a recipe and parameters that do not belong together: {_reason(error)}") from error
 
