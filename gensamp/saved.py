@@ -33,6 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gensamp.core import Bill, Ledger, Model, PyTree, Sampler
+from gensamp.nets.condition import MissingCondition
 from gensamp.training import Fitted
 
 __all__ = ["Recipe", "Saved", "load", "recipe", "save"]
@@ -212,8 +213,8 @@ def _check_recipe_of(recipe: Recipe, fitted: Fitted) -> None:
         return model.sampler(jax.tree.map(lambda a: a[0], params) if seeds else params)
 
     try:
-        # A guided model looks up its condition, of which there is none here, after its parameters were found right.
-        with suppress(IndexError):
+        # A guided model asks for its condition, of which there is none here, after its parameters were found right.
+        with suppress(MissingCondition):
             jax.eval_shape(draws, fitted.params)
     except (TypeError, ValueError) as error:
         raise ValueError(f"save got a recipe and parameters that do not belong together: {_reason(error)}") from error

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from gensamp.core import Network, Static, as_template, bind
 from gensamp.nets.attention import attend
+from gensamp.nets.condition import told
 from gensamp.nets.convolution import check_form, convolve, double, halve
 from gensamp.nets.diffusers_layout import Layout
 from gensamp.nets.event import Event
@@ -266,16 +267,15 @@ class _UNet(nn.Module):
         else:
             features = partial(_sines, layout, width)
         embedding = _TimeEmbedding(size, self.dtype, name="time_embedding")(features(time).astype(self.compute))
-        if not layout.conditional:
+        seen = told(condition, "diffusers_unet", wanted=layout.conditional)
+        if seen is None:
             return embedding
-        if layout.class_embed_type == "identity":
-            told = condition[0]
-        elif layout.class_embed_type == "timestep":
-            number = jnp.asarray(condition[0], self.dtype)
-            told = _TimeEmbedding(size, self.dtype, name="class_embedding")(features(number).astype(self.compute))
-        else:
-            told = nn.Embed(layout.num_class_embeds, size, param_dtype=self.dtype, name="class_embedding")(condition[0])
-        return embedding + told.astype(self.compute)
+        if layout.class_embed_type == "timestep":
+            number = jnp.asarray(seen, self.dtype)
+            seen = _TimeEmbedding(size, self.dtype, name="class_embedding")(features(number).astype(self.compute))
+        elif layout.class_embed_type != "identity":
+            seen = nn.Embed(layout.num_class_embeds, size, param_dtype=self.dtype, name="class_embedding")(seen)
+        return embedding + seen.astype(self.compute)
 
 
 def _norm(x, groups, epsilon, dtype, name):

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gensamp.core import Network, Static, bind
+from gensamp.nets.condition import told
 from gensamp.nets.event import Event
 
 __all__ = ["feedforward", "mlp", "time_features"]
@@ -88,8 +89,9 @@ class _ResidualMLP(nn.Module):
     def __call__(self, x, t, *condition):
         precision = {"dtype": self.compute or self.dtype, "param_dtype": self.dtype}
         embedding = nn.Dense(self.width, **precision)(time_features(t.astype(self.dtype), self.width))
-        if self.num_classes is not None:
-            embedding = embedding + nn.Embed(self.num_classes, self.width, **precision)(condition[0])
+        label = told(condition, "mlp", wanted=self.num_classes is not None)
+        if label is not None:
+            embedding = embedding + nn.Embed(self.num_classes, self.width, **precision)(label)
         embedding = nn.silu(embedding)
         h = nn.Dense(self.width, **precision)(x)
         for _ in range(self.depth):

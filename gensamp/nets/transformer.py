@@ -24,6 +24,7 @@ import numpy as np
 
 from gensamp.core import Network, Static, as_template, bind
 from gensamp.nets.attention import self_attention
+from gensamp.nets.condition import told
 from gensamp.nets.event import Event
 from gensamp.nets.mlp import time_features
 
@@ -106,8 +107,9 @@ class _Transformer(nn.Module):
 
         embedding = nn.Dense(self.width, **precision)(time_features(t.astype(self.dtype), self.width))
         embedding = nn.Dense(self.width, **precision)(nn.silu(embedding))
-        if self.num_classes is not None:
-            embedding = embedding + nn.Embed(self.num_classes, self.width, **precision)(condition[0])
+        label = told(condition, "transformer", wanted=self.num_classes is not None)
+        if label is not None:
+            embedding = embedding + nn.Embed(self.num_classes, self.width, **precision)(label)
 
         patches = x.reshape(rows, p, columns, p, channels).transpose(0, 2, 1, 3, 4).reshape(rows * columns, -1)
         h = nn.Dense(self.width, **precision)(patches) + jnp.asarray(_positions(rows, columns, self.width), self.compute)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from gensamp.core import Network, Static, as_template, bind
 from gensamp.nets.attention import self_attention
+from gensamp.nets.condition import told
 from gensamp.nets.convolution import Convolution, check_form, double, group_norm, halve
 from gensamp.nets.event import Event
 from gensamp.nets.mlp import time_features
@@ -126,8 +127,9 @@ class _UNet(nn.Module):
         precision = {"dtype": self.compute, "param_dtype": self.dtype}
         size = 4 * self.width
         embedding = nn.Dense(size, **precision)(time_features(t.astype(self.dtype), size))
-        if self.num_classes is not None:
-            embedding = embedding + nn.Embed(self.num_classes, size, **precision)(condition[0])
+        label = told(condition, "unet", wanted=self.num_classes is not None)
+        if label is not None:
+            embedding = embedding + nn.Embed(self.num_classes, size, **precision)(label)
         embedding = nn.silu(embedding)
 
         def block(level):

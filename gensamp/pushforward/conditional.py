@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from gensamp.core import Model, Network, Static, bind
+from gensamp.nets.condition import told
 
 __all__ = ["conditional", "labelled"]
 
@@ -40,12 +41,13 @@ def labelled(network: Network, num_classes: int) -> Network:
     Returns:
         Network: apply(params, h [size], label), which appends the label's indicator vector to h.
     """
-    return Network(network.init, bind(_told, network.apply, Static(num_classes)))
+    return Network(network.init, bind(_with_indicator, network.apply, Static(num_classes)))
 
 
 def _sampler(make, params, condition):
     return make(params, condition)
 
 
-def _told(apply, num_classes, params, h, label):
+def _with_indicator(apply, num_classes, params, h, *condition):
+    label = told(condition, "a network of labels")
     return apply(params, jnp.concatenate([h, jax.nn.one_hot(label, num_classes.value, dtype=h.dtype)]))

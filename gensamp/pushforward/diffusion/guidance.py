@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from gensamp.core import Network, PyTree, Static, bind
+from gensamp.nets.condition import told
 from gensamp.nets.event import Event
 from gensamp.noise import FLOOR, Noise, score_to_eps
 from gensamp.predictions import Prediction, check_prediction, combine, convert
@@ -159,7 +160,7 @@ def label_guidance(
         dropout: a probability.
 
     Raises:
-        ValueError: as for `classifier_free`, or dropout is no probability.
+        ValueError: as for `classifier_free`, or dropout is no probability; on drawing, there is no condition.
 
     Example:
         model = diffusion_model(nets.mlp(template, num_classes=11), process, template=template, conditional=True,
@@ -308,7 +309,7 @@ def _classified(denoise, gradient, noise, strength, interval, prediction, t, x):
 
 
 def _labelled(null, strength, interval, rescale, predict, network, params, noise, prediction, condition):
-    label = condition[0]
+    label = told(condition, "label_guidance")
     if strength is None:
         if not isinstance(label, tuple | list) or len(label) != 2:
             raise ValueError(f"label_guidance(strength=None) got the condition {label}; expected a pair (condition, strength)")
@@ -332,14 +333,14 @@ def _autoguided(other, weights, strength, interval, predict, network, params, no
 
 
 def _by_classifier(log_likelihood, strength, interval, predict, network, params, noise, prediction, condition):
-    given = bind(_given, log_likelihood, condition)
+    given = bind(_given, log_likelihood, told(condition, "classifier_guidance"))
     return classifier_guided(
         predict(network, params, ()), given, noise, strength=strength, interval=interval, prediction=prediction
     )
 
 
 def _given(log_likelihood, condition, t, x):
-    return log_likelihood(t, x, *condition)
+    return log_likelihood(t, x, condition)
 
 
 def _dropping(null, dropout, loss, params, state, key, batch):

@@ -39,6 +39,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from gensamp.core import Info, PyTree, Sampler, Static, bind, scalar
+from gensamp.nets.condition import told
 from gensamp.nets.event import Event
 from gensamp.noise import FLOOR, Noise, root
 from gensamp.predictions import Prediction, check_prediction, to_x0
@@ -211,8 +212,9 @@ def _measured(denoise, noise, operator, observed, numbers, frame, setting, t, x)
 def _for_model(operator, numbers, setting, predict, network, params, noise, prediction, condition):
     moment, event = setting.value
     scale, data_variance, strength = numbers
+    observed = told(condition, "measured_guidance")
     return measured(
-        predict(network, params, ()), noise, operator, condition[0], scale, event.template, moment=moment,
+        predict(network, params, ()), noise, operator, observed, scale, event.template, moment=moment,
         data_variance=data_variance, strength=strength, prediction=prediction,
         frame={"shift": params["shift"], "scale": params["scale"]},
     )  # fmt: skip
