@@ -193,7 +193,7 @@ FAMILIES = {
     "neural_spline": Family("Neural spline flow", _flow("neural_spline", num_layers=4, num_bins=4), _WIDE, _density_bits),
     "maf": Family("Masked autoregressive flow", _flow("maf"), _WIDE, _density_bits, most=500),
     "made": Family("MADE, logistic mixtures", _autoregressive("made", num_components=3), _WIDE, _mass_bits),
-    "pixelcnn": Family("PixelCNN", _autoregressive("pixelcnn"), _WIDE, _mass_bits, most=100),
+    "pixelcnn": Family("PixelCNN", _autoregressive("pixelcnn"), _WIDE, _mass_bits, most=500),
     "transformer": Family("Causal transformer", _autoregressive("causal_transformer"), _WIDE, _mass_bits, most=100),
 }  # fmt: skip
 

@@ -130,6 +130,8 @@ def test_nested_sampling(name, num_live, max_points, most):
     assert_within(log_evidence(draws), case.log_z, most)
 
 
+# A billion gradients, half an hour of one core.
+@pytest.mark.timeout(7200)
 def test_the_many_well_to_three_hundredths():
     """Mean absolute error of log Z over twenty runs, each within 1e8 gradients."""
     target = gs.targets.many_well()

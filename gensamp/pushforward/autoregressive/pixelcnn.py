@@ -5,12 +5,14 @@
 The network is `nets.masked_convolution`, two gated residual stacks; the down- and upsampling of the paper, which serves images
 of 32 pixels and more, is left out. For values on no lattice the logistics are densities. An event that is not an image
 [height, width, channels] is read as one row of pixels. Row "autoregressive" of the table: empty start, step t writes pixel t
-with all its channels, as many steps as pixels; `writing.py` says what such models share.
+with all its channels, as many steps as pixels, each of which computes one row of the network and not all; `writing.py` says
+what such models share.
 """
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from gensamp.core import Model, Static, bind
 from gensamp.nets.event import Event
@@ -41,7 +43,7 @@ def pixelcnn(
 
     Returns:
         Model with log_density (params, x) - a log mass with a lattice - for one forward; a draw takes height * width steps of
-        one forward each. Metrics: "nll" in nats per event, "bits_per_dim".
+        one forward each, over one row. Metrics: "nll" in nats per event, "bits_per_dim".
 
     Raises:
         ValueError: a size is not positive, the lattice is none, or dequantise is given with one.
@@ -51,10 +53,28 @@ def pixelcnn(
     shape = event.shapes[0] if image else (1, event.size, 1)
     law = Mixture(num_components, shape[2], "logistic", None if lattice is None else lattice.levels)
     network = masked_convolution(shape, law.num_raw, width=width, depth=depth, dtype=event.dtype)
-    scribe = Scribe(network.init, bind(_pixels, Static(shape), network.apply))
+    scribe = Scribe(
+        init=network.init,
+        apply=bind(_pixels, Static(shape), network.apply),
+        empty=bind(_nothing, network.empty),
+        recall=bind(_pixel, Static(shape), network.row),
+    )
     return writing("pixelcnn", template, scribe, law, lattice=lattice, dequantise=dequantise)
 
 
 def _pixels(shape, apply, params, x) -> jax.Array:
     out = apply(params, x.reshape(shape.value))
     return out.reshape(x.shape[0], -1)
+
+
+def _nothing(empty):
+    """What is held of the row over this one, and of this one."""
+    return empty(), empty()
+
+
+def _pixel(shape, row, params, memory, x, index):
+    over, here = memory
+    r, column = jnp.divmod(index, shape.value[1])
+    over = jnp.where(column == 0, here, over)
+    out, here = row(params, over, x.reshape(shape.value), r)
+    return out[column], (over, here)

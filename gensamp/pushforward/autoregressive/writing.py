@@ -3,10 +3,9 @@
     log p(x) = sum_t log p(x_t | x_1..x_{t-1}),    x_t ~ p( . | x_1..x_{t-1}),    t = 1, ..., T
 
 A site is a coordinate, or a pixel with all its channels; sites come in the order in which the event is flattened. A network
-gives the raw numbers of all T laws in one pass over the whole event, so a density costs one forward and a draw T of them,
-unless the
-network keeps what it has seen: then each of the T is a T-th of a pass. Row "autoregressive" of the table: the start is empty,
-step t writes site t, num_steps = T, the last state is the draw.
+gives the raw numbers of all T laws in one pass over the whole event, so a density costs one forward and a draw T of them. Where
+the network keeps what it has seen, each of the T reads one site, or one row, and not the whole event. Row "autoregressive" of
+the table: the start is empty, step t writes site t, num_steps = T, the last state is the draw.
 
 Events are shifted and scaled into a frame: that of the first batch (`frame.py`), or, for a law on a lattice, the one that takes
 its ends to -1 and 1.
@@ -30,9 +29,8 @@ class Scribe(NamedTuple):
     """A network that knows every site from those before it.
 
     init: (key) -> params. apply: (params, x [sites, channels]) -> raw [sites, raw], row t seeing x[:t] only. empty: () ->
-    memory
-    and recall: (params, memory, x, index) -> (raw [raw], memory), the row `index` alone with what was remembered of the rows
-    before it, called once for each in turn; or both None, and `apply` is used.
+    memory and recall: (params, memory, x, index) -> (raw [raw], memory), the row `index` alone with what was remembered of the
+    rows before it, called once for each in turn; or both None, and `apply` is used.
     """
 
     init: Any
