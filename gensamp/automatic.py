@@ -83,6 +83,8 @@ def auto(
     if num_chains is None:
         num_chains = NUM_CHAINS if initial is None else len(initial)
     flat = flat_target(target)
+    if flat.template.dtype.itemsize < 4:
+        raise ValueError(f"auto got events of {flat.template.dtype}; expected float32 or float64, which its energies need")
     size = flat.template.shape[0]
     dense = size <= MOST_DENSE
     # Not split: the program of fold_in is needed all the same.
@@ -95,7 +97,7 @@ def auto(
         gradient = _Gradient(make_plan(key_starts, kernel, 1, num_chains=num_chains, **run))
         began = time.perf_counter()
         with compile_clock() as clock:
-            begun = scattered(gradient, rng, num_chains, size, initial=initial)
+            begun = _begun(gradient, rng, num_chains, size, target, initial)
             # XLA compiles without Python's lock, so the chains are let down meanwhile.
             step, stood = lowered_step(key_starts, kernel, initial=begun.astype(flat.template.dtype), **run)
             compiled = aside.submit(step.compile)
@@ -122,11 +124,11 @@ def auto(
     if not unending and (draws.ending == "finished" or diverged(draws) > DIVERGED):
         unending = endless(target, start, draws.position[:, -1])
     unvisited = missed(gradient, together.left, draws.position)
-    notes, worries = remarks(draws, together, num_chains, int((~near).sum()), fell // num_chains, unending, unvisited)
+    position = unflatten(target.template, draws.position)
+    notes, worries = remarks(draws, position, together, num_chains, int((~near).sum()), fell // num_chains, unending, unvisited)
     if draws.ending != "converged" or worries:
         warnings.warn("; ".join(filter(None, [draws.message, *notes[1:], *worries])), stacklevel=2)
     ledger = Ledger(tune=descent + together.ledger.tune + Bill(gradient.evaluations - fell)) + draws.ledger
-    position = unflatten(target.template, draws.position)
     return dataclasses.replace(draws, position=position, notes=(*notes, *worries), ledger=ledger)
 
 
@@ -139,6 +141,16 @@ def _check(until, num_chains, most_draws) -> None:
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
             why = ", since R-hat compares chains" if name == "num_chains" else ", draws per chain"
             raise ValueError(f"auto got {name} {value!r}; expected an integer of at least {least}{why}")
+
+
+def _begun(gradient, rng, num_chains, size, target, initial):
+    try:
+        return scattered(gradient, rng, num_chains, size, initial=initial)
+    except ValueError as error:
+        from gensamp.targets.posteriors import model_complaint
+
+        complaint = model_complaint(target, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), target.template))
+        raise ValueError(f"{error}{complaint and f' (numpyro says: {complaint})'}") from None
 
 
 def _flat_starts(target: Target, initial: PyTree, num_chains: int | None) -> np.ndarray:

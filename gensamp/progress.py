@@ -113,6 +113,11 @@ class Run:
         drawn = self.done - self.resumed_at
         return np.flatnonzero(~self.moved).tolist() if self.watched and drawn > 1 else []
 
+    def fell_short(self, info: Info) -> int:
+        """How many finite populations say that they did not get to the end of their path."""
+        finite = self.plan.num_steps is not None and self.plan.population > 1
+        return int(np.sum(info.diverged)) if finite and info.diverged is not None else 0
+
     def save(self, carried: Callable[[], PyTree], *, last: bool = False) -> None:
         """Checkpoint the lanes, at most every few seconds, so that saving stays a small part of the run.
 

@@ -49,8 +49,8 @@ def named(target: Any, position: PyTree, *, program: Callable | None = None) -> 
         names(target)
         return {_label(path): np.asarray(a) for path, a in jax.tree_util.tree_flatten_with_path(position)[0]}
     lead = leaves[0].shape[:2]
-    rows = jax.tree.map(lambda a, one: np.asarray(a, one.dtype).reshape(-1, *one.shape), position, target.template)
     total = lead[0] * lead[1]
+    rows = jax.tree.map(lambda a, one: np.asarray(a, one.dtype).reshape(total, *one.shape), position, target.template)
     constrain = program or _constrain
     blocks = []
     for first in range(0, total, BLOCK):

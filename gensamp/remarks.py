@@ -3,34 +3,45 @@
     steps that diverged      a region too narrow for the step, or a bound that only the density knows of
     energies (E-BFMI)        (mean square of the energy's changes) / (its variance), low where fresh momenta hardly change it
     endless directions       lines along which the density does not fall off: the posterior looks improper
+    coarse coordinates       a spread of a few neighbouring numbers of the dtype, as of dates counted in seconds in float32
     places never visited     where chains were stuck in warm-up, as high as the draws and beyond them all: perhaps a mode
 
 Sources: Betancourt 2016 (E-BFMI); Gelman et al. 2020, "Bayesian workflow", section 5, for what a failed run says of a model.
 """
 
+import jax
 import numpy as np
 
-from gensamp.core import Target
+from gensamp.core import PyTree, Target
 from gensamp.cross_chain import STUCK, Together
 from gensamp.flat import unflatten
 from gensamp.runner import Draws
 from gensamp.starts import HOPELESS, Evaluate
 
-__all__ = ["DIVERGED", "diverged", "endless", "missed", "remarks"]
+__all__ = ["DIVERGED", "coarse", "diverged", "endless", "missed", "remarks"]
 
 DIVERGED = 0.01
 LOW_ENERGY = 0.3
+# Neighbouring numbers within a standard deviation: with fewer, rounding moves quantiles by more than a twentieth of it.
+FEW_NUMBERS = 10
 # Doublings of a line's length in the search for endless directions; more would leave float32 no digits.
 FAR = 14
 
 
 def remarks(
-    draws: Draws, together: Together, num_chains: int, hopeless: int, fell: int, unending: list[str], unvisited: int
+    draws: Draws,
+    position: PyTree,
+    together: Together,
+    num_chains: int,
+    hopeless: int,
+    fell: int,
+    unending: list[str],
+    unvisited: int,
 ) -> tuple[list[str], list[str]]:
     """What was chosen and what came of it, the first line being the choice; and what a person should worry about.
 
     Args:
-        draws: of the run, positions flat. together: of its warm-up.
+        draws: of the run, positions flat. position: the same as events [chain, draw, ...]. together: of its warm-up.
         num_chains, hopeless, fell: chains, those moved because their modes hold nothing, and gradients of each descent.
         unending, unvisited: of `endless` and `missed`.
     """
@@ -61,6 +72,11 @@ def remarks(
             f"the density does not fall off along {', '.join(unending[:5])}: the posterior looks improper; give "
             "what it depends on proper priors"
         )
+    if rough := coarse(position):
+        worries.append(
+            f"{', '.join(rough[:5])} hardly vary beside their size, so the numbers of their dtype are too far apart for the "
+            "density; centre and scale them in the model, or use float64"
+        )
     if (share := diverged(draws)) > DIVERGED:
         worries.append(
             f"{100 * share:.1f} % of the steps diverged: the draws miss a narrow region, or the density ends at a bound; "
@@ -81,6 +97,17 @@ def remarks(
 def diverged(draws: Draws) -> float:
     """The share of steps that diverged."""
     return float(np.mean(draws.info.diverged)) if np.size(draws.info.diverged) else 0.0
+
+
+def coarse(position: PyTree) -> list[str]:
+    """Names of the leaves [chain, draw, ...] with a coordinate whose spread is that of a few neighbouring numbers."""
+    found = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(position):
+        x = np.asarray(leaf)
+        gap = np.spacing(np.abs(x).max((0, 1), initial=0))
+        if x.size and (np.std(x, axis=(0, 1), dtype=np.float64) < FEW_NUMBERS * gap).any():
+            found.append(jax.tree_util.keystr(path, simple=True, separator=".") or "x")
+    return found
 
 
 def endless(target: Target, start: np.ndarray, end: np.ndarray) -> list[str]:

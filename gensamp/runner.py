@@ -201,9 +201,12 @@ def sample(
         message = "; ".join(filter(None, [message, f"{run.nonfinite} draws hold a NaN or an infinity (kept, and counted)"]))
     if unmoved := run.unmoved():
         message = "; ".join(filter(None, [message, f"chains {unmoved} never moved; look at their rows of each"]))
+    recorded, info = run.recorded()
+    if short := run.fell_short(info):
+        why = f"{short} of {run.done} populations did not reach the target: no weight was left, or no levels or points"
+        message = "; ".join(filter(None, [message, why]))
     if message:
         warnings.warn(message, stacklevel=2)
-    recorded, info = run.recorded()
     ledger = Ledger(tune=run.bills[0], sample=run.bills[1])
     return Draws(
         recorded["position"], recorded.get("log_weight"), info, ledger, ending, message, run.nonfinite,

@@ -15,6 +15,7 @@ from scipy.stats import t as student_t
 
 import gensamp as gs
 from gensamp.clock import compile_clock
+from gensamp.remarks import coarse
 from gensamp.testing import check_laws, power
 
 SCALES = np.array([1e-3, 1.0, 50.0])
@@ -158,6 +159,44 @@ def test_heavy_tails_are_noticed_by_the_energy():
     with pytest.warns(UserWarning, match="E-BFMI below 0.3"):
         draws = gs.auto(jax.random.key(0), target, most_draws=1000)
     assert draws.info.extra["energy"].shape == draws.position.shape[:2]
+
+
+def test_numbers_too_far_apart_for_the_density_are_named():
+    def log_density(x):
+        return -0.5 * x["height"] ** 2 - 0.5 * ((x["when"] - 1.7e9) / 10) ** 2
+
+    target = gs.Target.from_log_density(log_density, {"height": jnp.zeros(()), "when": jnp.zeros(())})
+    with pytest.warns(UserWarning, match="when hardly vary beside their size.*use float64"):
+        gs.auto(jax.random.key(0), target, most_draws=200)
+
+
+def test_only_coordinates_of_a_few_numbers_are_coarse():
+    unit = np.random.default_rng(0).normal(size=(4, 100, 2)).astype(np.float32)
+    position = {"fine": unit, "far": 1e4 + 0.1 * unit, "few": np.float32(1e4) + np.float32(1e-3) * unit, "none": unit[:, :, :0]}
+    assert coarse(position) == ["few"]
+
+
+def test_data_outside_of_a_support_are_named_by_numpyro():
+    def model(y):
+        numpyro.sample("y", dist.Poisson(jnp.exp(numpyro.sample("a", dist.Normal(0, 1)))), obs=y)
+
+    with pytest.raises(ValueError, match=r"no feasible start .*numpyro says: observed values lie outside of the support of y"):
+        gs.auto(jax.random.key(0), gs.Target.from_numpyro(model, -np.arange(5)))
+
+
+def test_half_precision_is_refused():
+    with pytest.raises(ValueError, match="auto got events of float16; expected float32 or float64"):
+        gs.auto(jax.random.key(0), gs.Target.from_log_density(lambda x: -(x @ x), jnp.zeros(2, jnp.float16)))
+
+
+def test_a_site_without_a_coordinate_keeps_its_value():
+    def model():
+        numpyro.sample("share", dist.Dirichlet(jnp.ones(1)))
+        numpyro.sample("mean", dist.Normal(0, 1))
+
+    target = gs.Target.from_numpyro(model)
+    draws = gs.auto(jax.random.key(0), target, gs.Until(ess=50, rhat=1.1))
+    assert draws.ending == "converged" and (gs.named(target, draws.position)["share"] == 1).all()
 
 
 def test_starts_that_are_not_feasible_are_named():

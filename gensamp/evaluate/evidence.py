@@ -14,6 +14,7 @@ Errors are those of independent units: draws, runs, chains (cut into blocks wher
 """
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -88,6 +89,8 @@ def log_evidence(draws: Any) -> Evidence:
     Raises:
         TypeError: they are no Draws.
         ValueError: the draws have no weights, or a weight is NaN or +inf.
+
+    Warns of populations that ended before they reached the target.
     """
     if not hasattr(draws, "log_weight"):
         raise TypeError(f"log_evidence got {type(draws).__name__}; expected the Draws that sample(...) returns")
@@ -98,6 +101,12 @@ def log_evidence(draws: Any) -> Evidence:
         raise ValueError("log_evidence got log weights that are NaN or +inf; a weight of zero is -inf")
     # Info is recorded per draw: [1, draw] for single draws, [run] for populations.
     single = np.ndim(draws.info.gradients) == 2
+    if not single and (short := int(np.sum(draws.info.diverged))):
+        warnings.warn(
+            f"{short} of {len(weight)} populations did not reach the target, so log Z and its error mean little; give "
+            "max_levels= or max_points= more, or a base nearer to the target",
+            stacklevel=2,
+        )
     units = weight[0] if single else _log_sum(weight, 1) - math.log(weight.shape[1])
     return _mean_of(units)
 

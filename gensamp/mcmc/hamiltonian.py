@@ -19,7 +19,7 @@ import blackjax
 import jax
 import jax.numpy as jnp
 
-from gensamp.core import Info, Sampler, Static, Target, bind
+from gensamp.core import Info, Sampler, Static, Target, bind, scalar
 from gensamp.mcmc.arguments import read_log_density, read_metric, read_start, read_step_size, strong
 
 __all__ = ["hmc", "nuts"]
@@ -92,11 +92,14 @@ def nuts(
         run backwards through it.
 
     Raises:
-        ValueError: the target has no log_density, a size is not positive, or the metric does not fit the event.
+        ValueError: the target has no log_density, a size is not positive, the metric does not fit the event, or the event is of
+            half precision.
     """
     log_density = read_log_density(target, "nuts")
     if not isinstance(max_tree_depth, int) or not 1 <= max_tree_depth <= 30:
         raise ValueError(f"nuts got max_tree_depth {max_tree_depth!r}; expected an integer from 1 to 30")
+    if (dtype := scalar(0, target.template).dtype).itemsize < 4:
+        raise ValueError(f"nuts got events of {dtype}; expected float32 or float64, in which blackjax keeps a tree's weights")
     return Sampler(
         start=read_start(start, target.template),
         init=bind(_init, log_density),

@@ -151,8 +151,9 @@ def unconstrain(target: Target, named: Mapping[str, Any]) -> PyTree:
 
 
 def model_complaint(target: Target, position: PyTree) -> str:
-    """What numpyro's validation says of a posterior's model at one position, which compiled code does not ask; or ""."""
+    """What numpyro says of a posterior's model and its data at one position, which compiled code does not ask; or ""."""
     import numpyro
+    from numpyro import handlers
     from numpyro.infer.util import constrain_fn
 
     if not has_model(target):
@@ -161,10 +162,14 @@ def model_complaint(target: Target, position: PyTree) -> str:
     args, kwargs = arguments(structure, tuple(leaves))
     try:
         with numpyro.validation_enabled():
-            constrain_fn(model.value, args, kwargs, position)
+            values = constrain_fn(model.value, args, kwargs, position)
     except ValueError as error:
         return str(error)
-    return ""
+    told = handlers.substitute(handlers.seed(model.value, jax.random.key(0)), values)
+    sites = handlers.trace(told).get_trace(*args, **kwargs)
+    observed = {name: site for name, site in sites.items() if site["type"] == "sample" and site["is_observed"]}
+    outside = [name for name, site in observed.items() if not np.all(site["fn"].support(site["value"]))]
+    return f"observed values lie outside of the support of {', '.join(outside)}" if outside else ""
 
 
 def _has_nan(data: jax.Array) -> bool:

@@ -14,10 +14,12 @@ import gensamp as gs
 from gensamp.evaluate.evidence import bridge, compare_evidence, log_evidence, stepping_stone, thermodynamic
 
 
-def drawn(log_weight, single):
+def drawn(log_weight, single, short=0):
     log_weight = np.asarray(log_weight)
     counts = np.zeros(log_weight.shape if single else log_weight.shape[:1])
-    return SimpleNamespace(log_weight=log_weight, info=SimpleNamespace(gradients=counts))
+    return SimpleNamespace(
+        log_weight=log_weight, info=SimpleNamespace(gradients=counts, diverged=np.arange(len(counts)) < short)
+    )
 
 
 class TestLogEvidence:
@@ -41,6 +43,10 @@ class TestLogEvidence:
         found = log_evidence(drawn(np.zeros((1, 100)), single=False))
         assert found.value == pytest.approx(0) and math.isnan(found.error)
         assert "unknown: one run" in str(found)
+
+    def test_populations_that_did_not_arrive_are_warned_of(self):
+        with pytest.warns(UserWarning, match="2 of 3 populations did not reach the target.*max_levels"):
+            log_evidence(drawn(np.zeros((3, 10)), single=False, short=2))
 
     def test_ess_counts_units_of_equal_weight(self):
         assert log_evidence(drawn([[0.0, 0.0, -np.inf, -np.inf]], single=True)).ess == pytest.approx(2)

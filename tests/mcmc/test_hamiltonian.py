@@ -58,6 +58,12 @@ def test_nuts_path_is_bounded_by_its_depth(target):
     assert draws.info.gradients.tolist() == [7] * 20
 
 
+def test_nuts_refuses_half_precision():
+    half = gs.Target.from_log_density(lambda x: -(x @ x), jnp.zeros(2, jnp.bfloat16))
+    with pytest.raises(ValueError, match="nuts got events of bfloat16; expected float32 or float64"):
+        gs.mcmc.nuts(half, 0.5)
+
+
 def test_hmc_reports_divergence_and_stays(target):
     draws = gs.chain(jax.random.key(0), gs.mcmc.hmc(target, 50.0), 20)
     assert bool(draws.info.diverged.all())

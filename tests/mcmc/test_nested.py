@@ -65,6 +65,12 @@ def test_a_buffer_too_small_says_so_and_still_estimates():
     assert abs(log_z(drawn.log_weight) - 3) < 1
 
 
+def test_a_run_that_did_not_reach_the_target_is_warned_of():
+    with pytest.warns(UserWarning, match="2 of 2 populations did not reach the target"):
+        draws = gs.sample(jax.random.key(0), gs.mcmc.nested(TARGET, PRIOR, num_live=20, max_points=40, num_inner_steps=2), 2)
+    assert "did not reach" in draws.message and draws.ending == "finished"
+
+
 def test_a_target_without_mass_has_no_evidence():
     nowhere = gs.Target.from_log_density(lambda x: jnp.sum(x) * 0 - jnp.inf, jnp.zeros(2))
     drawn = draw(jax.random.key(0), gs.mcmc.nested(nowhere, PRIOR, num_live=20, max_points=60))
