@@ -6,6 +6,9 @@ An augmentation is a pure function of one event; `fit` maps it over the batch on
 that follow from the key of the fit. Of data that are a pair (events, conditions) it sees the events alone, and it never touches
 those held out for validation. Any function of this signature will do; those made here act on every leaf of an event alike, with
 the same flip or shift for all of them. What is learned is then the law of the augmented events: a mirrored "2" is no "2".
+
+Data that are a tuple or list of two are taken for such a pair, so the parts of an event belong into a dict. Where both are
+floating-point numbers of one shape, as the pairs that `reflow` learns from, nobody can tell, and `fit` refuses to augment them.
 """
 
 from numbers import Integral

@@ -286,7 +286,7 @@ class Model:
     init: (key, batch) -> (params, state), the batch with a leading axis of events, or None for a model that learns from a
     density. loss: (params, state, key, batch) -> (scalar, (state, metrics)), metrics a dict of scalars. sampler: (params) ->
     Sampler. log_density: (params, x) -> scalar, or None. `state` is `()` for most. forwards: network evaluations that one event
-    costs in a loss.
+    costs in a loss. Plain functions will do; arrays they need are best bound as arguments, `jax.tree_util.Partial(f, data)`.
     """
 
     init: Any
@@ -295,14 +295,25 @@ class Model:
     log_density: Any = None
     forwards: int = dataclasses.field(default=1, metadata={"static": True})
 
+    def __post_init__(self) -> None:
+        _hold_functions(self)
+
 
 @register_dataclass
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A learned function as a pair: init (key) -> params, apply (params, *inputs) -> output, inputs being ONE event each."""
+    """A learned function as a pair: init (key) -> params, apply (params, *inputs) -> output, inputs being ONE event each.
+
+    Plain functions will do, as for `Model`. num_classes: how many labels it takes as its condition, numbered from 0, so that
+    others can be refused; None where it takes no labels, or does not say.
+    """
 
     init: Any
     apply: Any
+    num_classes: int | None = dataclasses.field(default=None, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        _hold_functions(self)
 
 
 class Draw(NamedTuple):
@@ -460,6 +471,14 @@ def _check_sampler(sampler: Any, by: str) -> None:
 
 def _as_partial(function: Callable) -> Partial:
     return function if isinstance(function, Partial) else Partial(function)
+
+
+def _hold_functions(noun: Any) -> None:
+    # A function that is a leaf, and no other: a noun is also rebuilt by JAX, around leaves of any kind.
+    for field in dataclasses.fields(noun):
+        value = getattr(noun, field.name)
+        if callable(value) and jax.tree_util.all_leaves([value]):
+            object.__setattr__(noun, field.name, Partial(value))
 
 
 def _gradient(log_density, x):

@@ -38,6 +38,7 @@ from gensamp.targets import predictive
 __all__ = ["to_arviz"]
 
 SAMPLE_DIMS = ("chain", "draw")
+WALKER_COORDS = ("run", "walker")
 ARVIZ_NAMES = {"num_steps": "n_steps"}
 
 
@@ -51,8 +52,8 @@ def to_arviz(
     posterior_predictive: Any = 0,
     prior: Any = 0,
     key: Any = None,
-    coords: Mapping[str, Any] | None = None,
-    dims: Mapping[str, Any] | None = None,
+    coords: Any = None,
+    dims: Any = None,
 ) -> Any:
     """A run for ArviZ.
 
@@ -72,19 +73,20 @@ def to_arviz(
         key: a typed key, consumed; for posterior_predictive and prior. The draw i of the chain c has
             fold_in(fold_in(split(key)[0], c), i), the draw i of the prior fold_in(split(key)[1], i).
         coords: {dimension: labels}.
-        dims: {quantity: names of its dimensions after chain and draw}, in place of the names of plates.
+        dims: {quantity: [names of its dimensions after chain and draw]}, in place of the names of plates.
 
     Returns:
         xarray.DataTree with the groups of the module's docstring. The tree's attributes are the version, how the run ended,
         its message and notes, and its ledger, as JSON.
 
     Raises:
-        TypeError: draws or warmup are no Draws, or a key is needed and there is none.
+        TypeError: draws or warmup are no Draws, a key is needed and there is none, or coords or dims are no such dicts.
         ValueError: the draws are not of this target, nothing was recorded, a group was asked for that the target cannot give,
-            or coords or dims name what is not there.
+            coords or dims name what is not there, or a quantity, a plate or dims has a name that is kept for the axes of draws.
         ModuleNotFoundError: arviz-base is not installed.
     """
     arviz_base = _arviz_base()
+    _check_labels(coords, dims)
     position = _positions(draws, target, "draws")
     chains, length = np.shape(jax.tree.leaves(position)[0])[:2]
     early = None if warmup is None else _positions(warmup, target, "warmup")
@@ -97,6 +99,7 @@ def to_arviz(
         raise ValueError(f"quantities of the draws {complaint}; rename them")
     asked = {"log_likelihood": log_likelihood, "posterior_predictive": posterior_predictive, "prior": prior}
     _check_counts(asked, length)
+    posterior_predictive, prior = int(posterior_predictive), int(prior)
     density = _density_of(target) if log_density else None
     observed, plates = _model_of(target, asked)
     keys = (None, None)
@@ -125,7 +128,8 @@ def to_arviz(
     if observed:
         groups["observed_data"] = observed
     groups = {group: {_plain(name): a for name, a in values.items()} for group, values in groups.items()}
-    _check_names(dims, groups)
+    walkers = chains // len(np.asarray(draws.info.acceptance))
+    _check_names(dims, plates, groups, {*SAMPLE_DIMS, *(WALKER_COORDS if walkers > 1 else ())})
     tree = arviz_base.from_dict(
         {group: values for group, values in groups.items() if values},
         sample_dims=list(SAMPLE_DIMS),
@@ -138,7 +142,6 @@ def to_arviz(
     _check_coords(coords, tree)
     if posterior_predictive:
         _relabel(tree, ["posterior_predictive"], draw=tree["posterior"].coords["draw"].values[predicted])
-    walkers = chains // len(np.asarray(draws.info.acceptance))
     if walkers > 1:
         members = np.arange(chains)
         everywhere = [group for group in tree.children if "chain" in tree[group].dims and "prior" not in group]
@@ -208,7 +211,7 @@ def _sample_stats(draws: Draws, log_density: Any, position: PyTree) -> dict[str,
 def _check_counts(asked: dict[str, Any], length: int) -> None:
     for name in ("posterior_predictive", "prior"):
         count = asked[name]
-        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 0:
             raise ValueError(f"to_arviz got {name}={count!r}; expected a number of draws")
     if asked["posterior_predictive"] > length:
         raise ValueError(
@@ -261,13 +264,29 @@ def _plain(name: str) -> str:
     return name.replace("/", ".")
 
 
-def _check_names(dims: Mapping[str, Any] | None, groups: dict[str, dict]) -> None:
+def _check_labels(coords: Any, dims: Any) -> None:
+    for name, given, expected in (("coords", coords, "{dimension: labels}"), ("dims", dims, "{quantity: [names]}")):
+        if not isinstance(given, Mapping | None):
+            raise TypeError(f"to_arviz got {type(given).__name__} as {name}; expected a dict {expected}")
+    for quantity, axes in (dims or {}).items():
+        if not isinstance(axes, list | tuple) or not all(isinstance(axis, str | None) for axis in axes):
+            raise TypeError(f"dims has {axes!r} for '{quantity}'; expected a list of names, such as ['school']")
+
+
+def _check_names(dims: Mapping[str, Any] | None, plates: dict[str, list], groups: dict[str, dict], reserved: set[str]) -> None:
+    """Are the names of quantities known, and those of quantities and dimensions not the ones of the axes of draws?"""
     names = {name for values in groups.values() for name in values}
-    unknown, reserved = sorted(set(dims or {}) - names), sorted(names & set(SAMPLE_DIMS))
+    unknown, taken = sorted(set(dims or {}) - names), sorted(names & reserved)
     if unknown:
         raise ValueError(f"dims names {unknown}, which are not in the draws; expected some of {sorted(names)}")
-    if reserved:
-        raise ValueError(f"quantities are named {reserved}, which ArviZ reserves for the axes of draws; rename them")
+    if taken:
+        raise ValueError(f"quantities are named {taken}, which ArviZ reserves for the axes of draws; rename them")
+    swapped = {name: list(axes) for name, axes in (plates | dict(dims or {})).items() if reserved & set(axes)}
+    if swapped:
+        raise ValueError(
+            f"dimensions are {swapped}, and ArviZ reserves {sorted(reserved)} for the axes of draws; give them other names by "
+            "dims="
+        )
 
 
 def _check_coords(coords: Mapping[str, Any] | None, tree: Any) -> None:

@@ -18,7 +18,9 @@ from gensamp.parallel import AXIS
 from gensamp.plan import MOST_STEPS
 from gensamp.store import check_writable, fingerprint, need_packages
 
-__all__ = ["check_arguments", "check_augment", "check_empty", "check_model", "check_store", "identity"]
+__all__ = [
+    "check_arguments", "check_augment", "check_empty", "check_model", "check_store", "differing", "identity",
+]  # fmt: skip
 
 
 ORDERS = ("drawn", "epochs")
@@ -141,6 +143,7 @@ def check_augment(augment: Any, data: PyTree) -> Partial | None:
     if not callable(augment):
         raise TypeError(f"augment is {augment!r}; expected a function (key, event) -> event, such as gensamp.augment.flip()")
     augment = augment if isinstance(augment, Partial) else Partial(augment)
+    _check_pair(data)
     batch = _shapes(data, 1)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
     try:
@@ -154,8 +157,21 @@ def check_augment(augment: Any, data: PyTree) -> Partial | None:
     return augment
 
 
-def check_model(key, model: Model, data: PyTree, setting: Setting) -> dict[str, Any]:
-    """Shapes of what one step records, found by tracing alone."""
+def _check_pair(data: PyTree) -> None:
+    """ValueError where nobody can tell (events, conditions) from events that are pairs, such as those of `reflow`."""
+    if not isinstance(data, tuple | list) or len(data) != 2 or jax.tree.structure(data[0]) != jax.tree.structure(data[1]):
+        return
+    first, second = ([(a.shape[1:], a.dtype) for a in jax.tree.leaves(part)] for part in data)
+    if first == second and all(jnp.issubdtype(dtype, jnp.floating) for _, dtype in first):
+        got = ", ".join(f"{dtype}{list(shape)}" for shape, dtype in first)
+        raise ValueError(
+            f"augment= got data of two parts of {got} each, which may be (events, conditions) or events that are pairs; put "
+            "the conditions, or the parts of an event, into a dict, or leave augment out"
+        )
+
+
+def check_model(key, model: Model, data: PyTree, setting: Setting) -> tuple[dict[str, Any], PyTree]:
+    """Shapes of what one step records, and of the parameters, found by tracing alone."""
     # As many events as the model's own first batch, and their values, so that its init can refuse those too.
     events = slice(setting.held_out, setting.held_out + descent.INIT_EVENTS)
     first = jax.tree.map(lambda a: jax.device_put(np.asarray(a)[events]), data)
@@ -184,7 +200,7 @@ def check_model(key, model: Model, data: PyTree, setting: Setting) -> dict[str, 
         raise TypeError(f"model.loss turned a state of {before} into {after}; expected the same shapes and dtypes")
     if setting.optimizer is not descent.default_optimizer():
         _check_optimizer(setting.optimizer, params)
-    return row
+    return row, params
 
 
 def _check_optimizer(optimizer, params: PyTree) -> None:
@@ -215,12 +231,13 @@ def _shapes(data: PyTree, events: int | None = None) -> PyTree:
     return jax.tree.map(shape_of, data)
 
 
-def identity(key, model, data, augment, setting: Setting, ema, num_steps) -> dict[str, str]:
-    """What a stored fit must share to be the same fit. The schedule of the default optimizer depends on num_steps."""
+def identity(key, model, data, augment, setting: Setting, ema, num_steps, params: PyTree) -> dict[str, str]:
+    """What a stored fit must share to be the same fit. The schedule of the default optimizer depends on num_steps; one of the
+    caller's own (num_steps None) is known by its state for `params`, so that another rate is the same fit."""
     parts = {
         "key": fingerprint(key), "model": fingerprint(model), "data": fingerprint(data), "batch size": str(setting.batch_size),
-        "events held out": str(setting.held_out), "ema": str(ema), "optimizer": "own" if num_steps is None else "default",
-        "number of steps": str(num_steps),
+        "events held out": str(setting.held_out), "ema": str(ema), "number of steps": str(num_steps),
+        "optimizer": f"own {_make(setting.optimizer, params)}" if num_steps is None else "default",
     }  # fmt: skip
     # Named only where they are asked for, so that a fit stored before there was such a choice can be gone on with.
     asked = {
@@ -228,3 +245,17 @@ def identity(key, model, data, augment, setting: Setting, ema, num_steps) -> dic
         "augmentation": (augment is not None, fingerprint(augment)),
     }  # fmt: skip
     return parts | {name: str(value) for name, (given, value) in asked.items() if given}
+
+
+def differing(held: dict[str, str], own: dict[str, str]) -> list[str]:
+    """The parts in which a stored fit, as `identity` named them, is another one than this."""
+    differs = {part for part in held | own if held.get(part) != own.get(part)}
+    # A store made before an optimizer's state was looked at says no more than that it is one of the caller's own.
+    unsaid = held.get("optimizer") == "own" and own["optimizer"] != "default"
+    return sorted(differs - {"optimizer"} if unsaid else differs)
+
+
+def _make(optimizer, params: PyTree) -> str:
+    """Structure, shapes and dtypes of an optimizer's state."""
+    leaves, structure = jax.tree.flatten(jax.eval_shape(optimizer.init, params))
+    return fingerprint((structure, [f"{a.dtype}{a.shape}" for a in leaves]))

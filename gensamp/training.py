@@ -29,7 +29,7 @@ from gensamp import descent, memory
 from gensamp.clock import compile_clock
 from gensamp.core import Bill, Ledger, Model, PyTree
 from gensamp.descent import Setting
-from gensamp.fit_checks import check_arguments, check_augment, check_empty, check_model, check_store, identity
+from gensamp.fit_checks import check_arguments, check_augment, check_empty, check_model, check_store, differing, identity
 from gensamp.interrupt import interruptible
 from gensamp.parallel import put
 from gensamp.runner import shown
@@ -130,10 +130,10 @@ def fit(
     augment = check_augment(augment, data)
     if resume and store is None:
         raise ValueError("resume=True needs store=, the folder of the fit to go on with")
-    row = check_model(key, model, data, setting)
+    row, params = check_model(key, model, data, setting)
     checkpoints = None
     if store is not None:
-        own = identity(key, model, data, augment, setting, ema, num_steps if optimizer is None else None)
+        own = identity(key, model, data, augment, setting, ema, num_steps if optimizer is None else None, params)
         checkpoints = _Checkpoints(check_store(store), own, resume, num_steps)
     with compile_clock() as clock, interruptible() as interrupted:
         decay = 0.0 if ema is None else ema
@@ -324,9 +324,10 @@ class _Checkpoints:
         if "identity" not in tree:
             raise ValueError(f"store {folder} holds checkpoints of something else; choose another folder")
         held = json.loads(np.asarray(tree["identity"], np.uint8).tobytes())
-        differs = sorted(part for part in held | identity if held.get(part) != identity.get(part))
+        differs = differing(held, identity)
         if differs:
-            raise ValueError(f"store {folder} belongs to another fit: its {', '.join(differs)} differ; choose another folder")
+            verb = "differs" if len(differs) == 1 else "differ"
+            raise ValueError(f"store {folder} belongs to another fit: its {', '.join(differs)} {verb}; choose another folder")
         if self.saved_index > num_steps:
             raise ValueError(
                 f"store {folder} holds {self.saved_index} steps and num_steps is {num_steps}; expected at least as many"

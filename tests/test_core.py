@@ -192,3 +192,16 @@ def test_import_costs_little_more_than_jax():
             code = f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
             times.append(float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout))
     assert statistics.median(seconds["gensamp"]) <= 1.3 * statistics.median(seconds["jax"])
+
+
+def test_networks_and_models_of_plain_functions_are_arguments_of_jit():
+    network = gs.Network(lambda key: jnp.ones(2), lambda params, x: params * x)
+    applied = jax.jit(lambda network, x: network.apply(network.init(None), x))(network, jnp.arange(2.0))
+    np.testing.assert_array_equal(applied, [0, 1])
+    model = gs.Model(lambda key, batch: (jnp.zeros(()), ()), lambda *_: (jnp.ones(()), ((), {})), lambda params: None)
+    assert jax.jit(lambda model: model.loss(0, (), None, None)[0])(model) == 1
+    # What is bound already stays as it is, and so does what JAX puts in place of a leaf.
+    inner = gs.bind(jnp.multiply, jnp.ones(2))
+    assert gs.Network(inner, None).init is inner and gs.Network(inner, None).apply is None
+    held = jax.tree.structure(gs.Network(inner, 3)).unflatten(["a", "b"])
+    assert held.init.args == ("a",) and held.apply == "b"

@@ -209,6 +209,8 @@ def test_walkers_are_chains_that_know_their_run():
     for group in ("posterior", "sample_stats"):
         assert tree[group].coords["run"].values.tolist() == [0, 0, 0, 1, 1, 1]
         assert tree[group].coords["walker"].values.tolist() == [0, 1, 2, 0, 1, 2]
+    with pytest.raises(ValueError, match=r"dimensions are {'x': \['walker'\]}"):
+        gs.to_arviz(draws, dims={"x": ["walker"]})
 
 
 def test_particles_are_draws_and_runs_are_chains():
@@ -277,6 +279,7 @@ def test_draws_of_another_target_are_refused(exact):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
+        ({"prior": np.int64(2)}, "prior with the target 'banana'"),
         (
             {"log_likelihood": True},
             "log_likelihood with the target 'banana', which is of no numpyro model; expected one made",
@@ -290,6 +293,7 @@ def test_draws_of_another_target_are_refused(exact):
         ({"warmup": by_hand(np.zeros((2, 5, 2)))}, "warmup has 2 chains and the draws have 4"),
         ({"dims": {"z": ["place"]}}, r"dims names \['z'\], which are not in the draws"),
         ({"coords": {"place": [1]}}, r"coords names \['place'\], which are no dimensions"),
+        ({"dims": {"x": ["chain"]}}, r"dimensions are {'x': \['chain'\]}, and ArviZ reserves \['chain', 'draw'\]"),
     ],
 )
 def test_what_cannot_be_given_is_refused(options, sentence):
@@ -327,6 +331,32 @@ def test_what_are_no_draws_is_refused():
             gs.to_arviz(by_hand(nothing, lead=(4, 0)))
     with pytest.raises(ValueError, match=r"quantities are named \['draw'\], which ArviZ reserves"):
         gs.to_arviz(by_hand({"draw": np.zeros((4, 5))}))
+
+
+def test_a_plate_named_as_the_axes_of_draws_swaps_nothing():
+    def model(y):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        with numpyro.plate("chain", 3):
+            numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    draws, target = by_hand({"mu": np.zeros((2, 5), np.float32)}), gs.Target.from_numpyro(model, np.zeros(3))
+    with pytest.raises(ValueError, match=r"dimensions are {'y': \['chain'\]}, .*; give them other names by dims="):
+        gs.to_arviz(draws, target)
+    assert gs.to_arviz(draws, target, dims={"y": ["site"]})["log_likelihood"]["y"].dims == ("chain", "draw", "site")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"dims": {"x": "school"}}, r"dims has 'school' for 'x'; expected a list of names"),
+        ({"dims": {"x": [3]}}, r"dims has \[3\] for 'x'"),
+        ({"dims": [("x", ["a"])]}, r"to_arviz got list as dims; expected a dict {quantity: \[names\]}"),
+        ({"coords": ["obs"]}, r"to_arviz got list as coords; expected a dict {dimension: labels}"),
+    ],
+)
+def test_labels_of_another_kind_are_named(options, sentence):
+    with pytest.raises(TypeError, match=sentence):
+        gs.to_arviz(by_hand(np.zeros((4, 5, 2))), **options)
 
 
 @pytest.mark.parametrize("names", [("a/b", "a.b"), ("", "x"), (".", "a")], ids=["slash", "nothing", "only a dot"])

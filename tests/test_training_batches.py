@@ -153,7 +153,7 @@ def init_pair(key, batch):
 
 
 def loss_pair(params, state, key, batch):
-    events, conditions = batch
+    events, conditions = batch[0], batch[1]["near"]
     seen = {"events": jnp.abs(events - conditions).max(), "conditions": jnp.abs(conditions - jnp.round(conditions)).max()}
     return jnp.square(events - params[None]).sum(-1).mean(), (state, seen)
 
@@ -162,16 +162,17 @@ def test_events_are_augmented_and_conditions_and_what_is_held_out_are_not():
     events = np.arange(200.0).reshape(100, 2)
     model = Model(bind(init_pair), bind(loss_pair), sampler=None)
     options = {"optimizer": optax.sgd(0.0), "num_steps": 20, "batch_size": 40, "validation": 0.2}
-    plain = fit(KEY, model, (events, events), **options)
+    data = (events, {"near": events})
+    plain = fit(KEY, model, data, **options)
     assert plain.history["metrics"]["events"].max() == 0
-    noisy = fit(KEY, model, (events, events), augment=augment.dequantise(0.5), **options)
+    noisy = fit(KEY, model, data, augment=augment.dequantise(0.5), **options)
     moved = noisy.history["metrics"]["events"]
     assert moved.min() > 0.15 and moved.max() <= 0.25 and len(set(moved.tolist())) > 10
     assert noisy.history["metrics"]["conditions"].max() == 0
     assert same(plain.history["validation"], noisy.history["validation"])
     # The same batches, and new amounts are no new program.
     with compile_clock() as clock:
-        fit(KEY, model, (events, events), augment=augment.dequantise(0.25), **options)
+        fit(KEY, model, data, augment=augment.dequantise(0.25), **options)
     assert not any("advance" in name for name in clock.programs)
 
 
@@ -200,6 +201,13 @@ def test_bad_input_is_one_sentence(case):
     with compile_clock() as clock, pytest.raises(error, match=message) as raised:
         fit(KEY, model, DATA, **options)
     assert clock.count == 0 and "\n" not in str(raised.value)
+
+
+def test_two_parts_that_may_be_events_and_conditions_or_one_event_are_not_augmented():
+    with pytest.raises(ValueError, match=r"two parts of float64\[2\] each, which may be .* into a dict, or leave augment out"):
+        check_augment(augment.dequantise(0.5), (DATA, DATA))
+    for pair in ((DATA, DATA[:, :1]), (DATA, DATA[:, 0] > 0), (DATA, {"near": DATA})):
+        assert check_augment(augment.dequantise(0.5), pair) is not None
 
 
 def test_arguments_of_the_wrong_kind():

@@ -8,12 +8,15 @@ import sys
 import textwrap
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from small_models import DATA, KEY, OPTIONS, SGD, density, gaussian, same
 
 from gensamp import descent, training
 from gensamp.clock import compile_clock
+from gensamp.fit_checks import check_arguments, differing, identity
 from gensamp.interrupt import interruptible
 from gensamp.store import load_checkpoint
 from gensamp.training import fit
@@ -70,6 +73,29 @@ def test_own_optimizer_lets_a_finished_fit_be_extended(tmp_path):
     assert same(jax.random.key_data(whole.state[1]), jax.random.key_data(longer.state[1]))
     with pytest.raises(ValueError, match="holds 60 steps and num_steps is 25"):
         fit(KEY, density(), None, num_steps=25, store=tmp_path / "fit", resume=True, **options)
+
+
+@pytest.mark.parametrize(("first", "then"), [(optax.adam(0.1), optax.lion(0.1)), (SGD, optax.adam(0.1))])
+def test_a_store_of_another_optimizer_is_refused_before_compilation(tmp_path, first, then):
+    options = {"num_steps": 2, "store": tmp_path / "fit"}
+    fit(KEY, density(), None, optimizer=first, **options)
+    with compile_clock() as clock, pytest.raises(ValueError, match="another fit: its optimizer differs; choose"):
+        fit(KEY, density(), None, optimizer=then, resume=True, **options)
+    assert clock.count == 0
+
+
+def test_the_same_optimizer_at_another_rate_is_the_same_fit_and_so_is_one_stored_before_optimizers_were_told_apart():
+    params, setting = jnp.zeros(3), check_arguments(KEY, density(), None, SGD, 2, 128, None, 0.0, None)
+
+    def named(optimizer, num_steps=None):
+        return identity(KEY, density(), None, None, setting._replace(optimizer=optimizer), None, num_steps, params)
+
+    assert differing(named(optax.adam(0.1)), named(optax.adam(0.2))) == []
+    # The same numbers with another meaning.
+    assert differing(named(optax.sgd(0.1, momentum=0.9)), named(optax.rmsprop(0.1))) == ["optimizer"]
+    before = named(SGD) | {"optimizer": "own"}
+    assert differing(before, named(optax.adam(0.1))) == []
+    assert differing(before, named(SGD, 2)) == ["number of steps", "optimizer"]
 
 
 SCRIPT = """

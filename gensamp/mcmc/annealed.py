@@ -49,12 +49,12 @@ def annealed_langevin(path: Path, *, levels: Any, step_sizes: Any, steps_per_lev
     exact = require(path.base, "exact", "annealed_langevin")
     if not isinstance(steps_per_level, int) or steps_per_level < 1:
         raise ValueError(f"annealed_langevin got steps_per_level {steps_per_level!r}; expected an integer of at least 1")
-    if jnp.ndim(levels) != 1 or jnp.size(levels) == 0:
-        raise ValueError(f"annealed_langevin got levels of shape {list(jnp.shape(levels))}; expected [levels], at least one")
-    if jnp.shape(step_sizes) not in ((), jnp.shape(levels)):
+    if np.ndim(levels) != 1 or np.size(levels) == 0:
+        raise ValueError(f"annealed_langevin got levels of shape {list(np.shape(levels))}; expected [levels], at least one")
+    if np.shape(step_sizes) not in ((), np.shape(levels)):
         raise ValueError(
-            f"annealed_langevin got step_sizes of shape {list(jnp.shape(step_sizes))} for {jnp.size(levels)} levels; expected "
-            f"[{jnp.size(levels)}] or one number"
+            f"annealed_langevin got step_sizes of shape {list(np.shape(step_sizes))} for {np.size(levels)} levels; expected "
+            f"[{np.size(levels)}] or one number"
         )
     if _wrong(levels, lambda t: ((t >= 0) & (t <= 1)).all() and (np.diff(t) >= 0).all()):
         raise ValueError(

@@ -43,9 +43,9 @@ def read_step_size(step_size: Any, template: PyTree, by: str, name: str = "step_
     """
     if isinstance(step_size, str) or step_size is None:
         raise ValueError(f"{by} got {name} {step_size!r}; expected a positive number")
-    if jnp.shape(step_size) != ():
+    if np.shape(step_size) != ():
         raise ValueError(
-            f"{by} got a {name} of shape {list(jnp.shape(step_size))}; expected one number; sweep over several with each= or "
+            f"{by} got a {name} of shape {list(np.shape(step_size))}; expected one number; sweep over several with each= or "
             "vmap"
         )
     if _concrete(step_size):
@@ -67,7 +67,7 @@ def read_metric(inverse_mass_matrix: Any, template: PyTree, by: str) -> jax.Arra
     size = dimension(template)
     if inverse_mass_matrix is None:
         return jnp.ones((size,), scalar(0, template).dtype)
-    shape = jnp.shape(inverse_mass_matrix)
+    shape = np.shape(inverse_mass_matrix)
     if shape not in ((size,), (size, size)):
         raise ValueError(
             f"{by} got an inverse_mass_matrix of shape {list(shape)}; expected [{size}] (variances) or [{size}, {size}] (a "
@@ -82,7 +82,8 @@ def read_start(start: Any, template: PyTree) -> Partial:
     """The start as a pytree function (key) -> z; None is Uniform(-2, 2) in every coordinate (Stan's default).
 
     Raises:
-        TypeError: it is not a function.
+        TypeError: it is not a function of a key that can be traced.
+        ValueError: what it makes is not one event of the template's shapes and dtypes (found by tracing).
     """
     if start is None:
         # jnp.zeros would be a program of its own, and compiled.
@@ -91,7 +92,18 @@ def read_start(start: Any, template: PyTree) -> Partial:
         raise TypeError(
             f"start is {type(start).__name__}; expected a function (key) -> position: pass positions as sample(initial=)"
         )
-    return start if isinstance(start, Partial) else Partial(start)
+    start = start if isinstance(start, Partial) else Partial(start)
+    try:
+        made = jax.eval_shape(start, jax.eval_shape(lambda: jax.random.key(0)))
+    except Exception as error:
+        kind = ValueError if isinstance(error, ValueError) else TypeError
+        reason = next(iter(str(error).splitlines()), "")
+        raise kind(f"start cannot be traced at a key: {type(error).__name__}: {reason}") from error
+    got, expected = (jax.tree.map(lambda a: f"{a.dtype}{list(a.shape)}", tree) for tree in (made, template))
+    if jax.tree.flatten(got) != jax.tree.flatten(expected):
+        got, expected = (str(tree).replace("'", "") for tree in (got, expected))
+        raise ValueError(f"start makes {got}; expected {expected}, one position of the target's shapes and dtypes")
+    return start
 
 
 def euclidean(inverse_mass_matrix: jax.Array) -> Metric:

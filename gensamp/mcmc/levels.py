@@ -115,8 +115,8 @@ def read_levels(levels: Any, template: PyTree, by: str) -> jax.Array:
     Raises:
         ValueError: another shape, or concrete values that do not rise to 1.
     """
-    if jnp.ndim(levels) != 1 or jnp.size(levels) == 0:
-        raise ValueError(f"{by} got levels of shape {list(jnp.shape(levels))}; expected [levels], at least one")
+    if np.ndim(levels) != 1 or np.size(levels) == 0:
+        raise ValueError(f"{by} got levels of shape {list(np.shape(levels))}; expected [levels], at least one")
     if not isinstance(levels, jax.core.Tracer):
         t = np.asarray(levels, np.float64)
         if not (np.isfinite(t).all() and t[0] >= 0 and abs(t[-1] - 1) < 1e-6 and (np.diff(t) >= 0).all()):
@@ -134,7 +134,7 @@ def read_per_level(values: Any, levels: jax.Array, by: str, name: str, width: in
         raise ValueError(f"{by} got {name} None; expected positive numbers, one or one per level")
     if values is None:
         return None
-    shape, size = jnp.shape(values), levels.shape[0]
+    shape, size = np.shape(values), levels.shape[0]
     one = [()] if width is None else [(width,), (width, width)]
     if shape in one:
         values = jnp.broadcast_to(jnp.asarray(values), (size, *shape))

@@ -93,6 +93,7 @@ def sgld(target: Target, step_size: Any, *, batch_size: int, inverse_mass_matrix
         ValueError: the target has no minibatch_log_density or no data, the data have no rows or leading axes that differ,
             batch_size is not between 1 and N, the batch's gradients do not average to the target's score, the step size is not
             positive, or the metric does not fit the event.
+        TypeError: minibatch_log_density does not return one real number for one event and a batch (found by tracing).
     """
     start = read_start(start, target.template)
     gradient, data = _read_batches(target, batch_size, start, "sgld")
@@ -125,7 +126,7 @@ def sghmc(
         marks a position that is not finite.
 
     Raises:
-        ValueError: as for `sgld`, or friction or gradient_noise is out of range.
+        ValueError, TypeError: as for `sgld`, or friction or gradient_noise is out of range.
     """
     start = read_start(start, target.template)
     gradient, data = _read_batches(target, batch_size, start, "sghmc")
@@ -250,11 +251,32 @@ def _read_batches(target, batch_size, start, by: str):
     number = shapes[0][0]
     if not isinstance(batch_size, int) or not 1 <= batch_size <= number:
         raise ValueError(f"{by} got batch_size {batch_size!r} for {number} rows; expected an integer from 1 to {number}")
+    _check_batch_density(minibatch, target.template, data, batch_size, by)
     gradient = bind(_gradient, minibatch)
     known = target.score
     if known is not None and not any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves((target, start))):
         _check_scale(gradient, known, data, batch_size, number, start, by)
     return gradient, data
+
+
+def _check_batch_density(minibatch, template, data, batch_size: int, by: str) -> None:
+    """Is it one number for one event and one batch? Found by tracing."""
+    batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((batch_size, *a.shape[1:]), a.dtype), data)
+    try:
+        out = jax.eval_shape(minibatch, template, batch)
+    except Exception as error:
+        kind = ValueError if isinstance(error, ValueError) else TypeError
+        reason = next(iter(str(error).splitlines()), "")
+        raise kind(
+            f"{by} got a minibatch_log_density that cannot be traced at one event and a batch of {batch_size} rows: "
+            f"{type(error).__name__}: {reason}"
+        ) from error
+    if not isinstance(out, jax.ShapeDtypeStruct) or out.shape != () or not jnp.issubdtype(out.dtype, jnp.floating):
+        got = str(jax.tree.map(lambda a: f"{a.dtype}{list(a.shape)}", out)).replace("'", "")
+        raise TypeError(
+            f"{by} got a minibatch_log_density that returns {got} for one event and a batch of {batch_size} rows; expected one "
+            "real number of shape []: sum over the rows"
+        )
 
 
 def _check_scale(gradient, score, data, batch_size, number, start, by: str) -> None:

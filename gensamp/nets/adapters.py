@@ -27,8 +27,12 @@ def from_linen(module: Any, *example: Any) -> Network:
         Network whose params are the module's "params" collection.
 
     Raises:
-        TypeError: the module has collections other than "params", such as batch statistics.
+        TypeError: it is no such module, or has collections other than "params", such as batch statistics.
     """
+    import flax.linen as nn
+
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"from_linen got {_described(module)}; expected an instance of a flax.linen.Module")
     inputs = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), example)
     found = set(jax.eval_shape(module.init, jax.random.key(0), *inputs)) - {"params"}
     if found:
@@ -47,10 +51,16 @@ def from_nnx(make: Callable[[Any], Any]) -> Network:
         Network whose params are the module's `nnx.Param` leaves, as a pytree of arrays.
 
     Raises:
-        TypeError: the module has variables other than `nnx.Param` (batch statistics, dropout streams).
+        TypeError: it is a module and not what makes one, or has variables other than `nnx.Param` (batch statistics, dropout
+            streams).
     """
     from flax import nnx
 
+    if not callable(make) or isinstance(make, nnx.Module):
+        raise TypeError(
+            f"from_nnx got {_described(make)}; expected its class, or a function from flax.nnx.Rngs to a module, by which to "
+            "make new parameters"
+        )
     module = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     graph, _, rest = nnx.split(module, nnx.Param, ...)
     if jax.tree.leaves(rest):
@@ -69,10 +79,16 @@ def from_equinox(make: Callable[[jax.Array], Any]) -> Network:
         a function, a number), so that any optimiser or map over leaves sees the trainable ones only.
 
     Raises:
-        TypeError: the module carries arrays that are not floating point and so cannot be trained.
+        TypeError: it is a module and not what makes one, or carries arrays that are not floating point and so cannot be
+            trained.
     """
     import equinox as eqx
 
+    if not callable(make) or isinstance(make, eqx.Module):
+        raise TypeError(
+            f"from_equinox got {_described(make)}; expected its class, or a function from a key to a module, by which to make "
+            "new parameters"
+        )
     example = eqx.filter_eval_shape(make, jax.random.key(0))
     arrays = [leaf for leaf in jax.tree.leaves(example) if isinstance(leaf, jax.ShapeDtypeStruct)]
     if any(not jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in arrays):
@@ -81,6 +97,10 @@ def from_equinox(make: Callable[[jax.Array], Any]) -> Network:
     _, fixed = eqx.partition(example, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
     leaves, structure = jax.tree.flatten(fixed, is_leaf=lambda leaf: leaf is None)
     return Network(bind(_equinox_init, Static(make)), bind(_equinox_apply, Static((tuple(leaves), structure))))
+
+
+def _described(value):
+    return f"the class {value.__name__}" if isinstance(value, type) else f"an instance of {type(value).__name__}"
 
 
 def _linen_init(module, inputs, key):

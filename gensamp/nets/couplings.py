@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 
 from gensamp.core import Static, bind
 from gensamp.nets.monotone import Affine, Monotone, Spline
+from gensamp.nets.sizes import check_sizes
 
 __all__ = ["Bijection", "affine_couplings", "spline_couplings"]
 
@@ -87,10 +88,7 @@ def spline_couplings(
 
 
 def _couplings(name, monotone, size, num_layers, width, depth, seed, dtype) -> Bijection:
-    if min(size, num_layers, width, depth) < 1:
-        raise ValueError(
-            f"{name} got size={size}, num_layers={num_layers}, width={width}, depth={depth}; expected all positive"
-        )
+    check_sizes(name, size=(size, 1), num_layers=(num_layers, 1), width=(width, 1), depth=(depth, 1))
     net = Static(_Conditioner(size, monotone, width, depth))
     masks = Static(_halves(size, num_layers, seed))
     dtype = jnp.dtype(jnp.result_type(float) if dtype is None else dtype)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from gensamp.core import Network, Static, as_template, bind
 from gensamp.nets.convolution import Convolution, check_form, double, group_norm, halve
 from gensamp.nets.event import Event
+from gensamp.nets.sizes import check_sizes
 
 __all__ = ["critic", "generator"]
 
@@ -39,9 +40,9 @@ def critic(
         convolution: see `nets.unet`. compute: dtype of the arithmetic, such as jnp.bfloat16; None: the event's.
 
     Raises:
-        ValueError: a size is not positive, or the template is no such image.
+        ValueError: a size is no positive integer, or the template is no such image.
     """
-    event = _checked("critic", template, width, depth, multipliers, convolution)
+    event = _checked("critic", template, width, depth, multipliers, convolution, least=1)
     module = _Critic(width, depth, tuple(multipliers), convolution, event.dtype, compute or event.dtype)
     return Network(bind(_critic_init, Static(module), event), bind(_critic_apply, Static(module), event))
 
@@ -60,18 +61,16 @@ def generator(
 
     Args and errors: as for `critic`; with depth 0 and no multipliers it is one linear map.
     """
-    if latent_dim < 1:
-        raise ValueError(f"generator got latent_dim={latent_dim}; expected at least 1")
-    event = _checked("generator", template, width, max(depth, 1), multipliers, convolution)
+    check_sizes("generator", latent_dim=(latent_dim, 1))
+    event = _checked("generator", template, width, depth, multipliers, convolution, least=0)
     shape = event.shapes[0] if multipliers else (event.size,)
     module = _Generator(shape, width, depth, tuple(multipliers), convolution, event.dtype, compute or event.dtype)
     return Network(bind(_generator_init, Static(module), Static(latent_dim)), bind(_generator_apply, Static(module), event))
 
 
-def _checked(name, template, width, depth, multipliers, convolution) -> Event:
+def _checked(name, template, width, depth, multipliers, convolution, *, least) -> Event:
     check_form(convolution, name)
-    if width < 1 or depth < 1 or any(m < 1 for m in multipliers):
-        raise ValueError(f"{name} got width={width}, depth={depth}, multipliers={multipliers}; expected all positive")
+    check_sizes(name, width=(width, 1), depth=(depth, least), multipliers=(multipliers, 1))
     shape, factor = getattr(as_template(template), "shape", None), 2 ** len(multipliers)
     if multipliers and (shape is None or len(shape) != 3 or shape[0] % factor or shape[1] % factor):
         raise ValueError(

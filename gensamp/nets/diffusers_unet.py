@@ -78,7 +78,7 @@ def diffusers_unet(
     event = Event.of(template)
     module = _UNet(layout, convolution, event.dtype, compute or event.dtype)
     told = clock if isinstance(clock, Noise) else Static((float(clock[0]), float(clock[1])))
-    return Network(bind(_init, Static(module), event), bind(_apply, Static(module), told))
+    return Network(bind(_init, Static(module), event), bind(_apply, Static(module), told), _num_classes(layout))
 
 
 def layout_of(network: Network) -> tuple[Layout, Any]:
@@ -267,7 +267,7 @@ class _UNet(nn.Module):
         else:
             features = partial(_sines, layout, width)
         embedding = _TimeEmbedding(size, self.dtype, name="time_embedding")(features(time).astype(self.compute))
-        seen = told(condition, "diffusers_unet", wanted=layout.conditional)
+        seen = told(condition, "diffusers_unet", wanted=layout.conditional, num_classes=_num_classes(layout))
         if seen is None:
             return embedding
         if layout.class_embed_type == "timestep":
@@ -276,6 +276,11 @@ class _UNet(nn.Module):
         elif layout.class_embed_type != "identity":
             seen = nn.Embed(layout.num_class_embeds, size, param_dtype=self.dtype, name="class_embedding")(seen)
         return embedding + seen.astype(self.compute)
+
+
+def _num_classes(layout):
+    """How many labels there are, or None where the condition is none of a number of them."""
+    return layout.num_class_embeds if layout.conditional and layout.class_embed_type is None else None
 
 
 def _norm(x, groups, epsilon, dtype, name):

@@ -25,6 +25,7 @@ from gensamp.core import Static, bind
 from gensamp.nets.convolution import Convolution
 from gensamp.nets.couplings import Bijection
 from gensamp.nets.monotone import Affine
+from gensamp.nets.sizes import check_sizes
 
 __all__ = ["image_couplings"]
 
@@ -53,11 +54,7 @@ def image_couplings(
     Raises:
         ValueError: a number is not positive, or the sides do not divide.
     """
-    if min(*shape, num_steps, width) < 1 or num_squeezes < 0:
-        raise ValueError(
-            f"image_couplings got shape={shape}, num_squeezes={num_squeezes}, num_steps={num_steps}, width={width}; expected "
-            "all positive"
-        )
+    check_sizes("image_couplings", shape=(shape, 1), num_squeezes=(num_squeezes, 0), num_steps=(num_steps, 1), width=(width, 1))
     if shape[0] % 2**num_squeezes or shape[1] % 2**num_squeezes:
         raise ValueError(
             f"image_couplings got an image of {shape[0]} x {shape[1]} and num_squeezes={num_squeezes}; expected sides "

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float
 
 from gensamp.core import Network, Static, bind
 from gensamp.nets.monotone import Monotone
+from gensamp.nets.sizes import check_sizes
 
 __all__ = [
     "MaskedConvolution", "MaskedDense", "MaskedLayers", "ShiftedConvolution", "begin", "end", "masked_convolution",
@@ -85,8 +86,7 @@ def masked_layers(
     Raises:
         ValueError: a number is not positive.
     """
-    if num_layers < 1:
-        raise ValueError(f"masked_layers got num_layers={num_layers}; expected at least 1")
+    check_sizes("masked_layers", num_layers=(num_layers, 1))
     module = Static(_masked_module("masked_layers", size, monotone.num_raw, width, depth))
     dtype = jnp.dtype(jnp.result_type(float) if dtype is None else dtype)
     layers, monotone_, size_ = Static(num_layers), Static(monotone), Static((size,))
@@ -111,11 +111,7 @@ def masked_convolution(
     Raises:
         ValueError: a number is not positive.
     """
-    if min(*shape, num_outputs, width, depth) < 1:
-        raise ValueError(
-            f"masked_convolution got shape={shape}, num_outputs={num_outputs}, width={width}, depth={depth}; expected all "
-            "positive"
-        )
+    check_sizes("masked_convolution", shape=(shape, 1), num_outputs=(num_outputs, 1), width=(width, 1), depth=(depth, 1))
     dtype = jnp.dtype(jnp.result_type(float) if dtype is None else dtype)
     module, shape_, dtype_ = Static(_TwoStacks(num_outputs, width, depth)), Static(tuple(shape)), Static(dtype)
     return MaskedConvolution(
@@ -243,8 +239,7 @@ def _gated(both):
 
 
 def _masked_module(name, size, num_outputs, width, depth):
-    if min(size, num_outputs, width, depth) < 1:
-        raise ValueError(f"{name} got size={size}, width={width}, depth={depth}, {num_outputs} outputs; expected all positive")
+    check_sizes(name, size=(size, 1), num_outputs=(num_outputs, 1), width=(width, 1), depth=(depth, 1))
     return _MaskedMLP(size, num_outputs, width, depth)
 
 

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 from gensamp.core import Network, Static, bind
 from gensamp.nets.condition import told
 from gensamp.nets.event import Event
+from gensamp.nets.sizes import check_sizes
 
 __all__ = ["feedforward", "mlp", "time_features"]
 
@@ -38,13 +39,12 @@ def mlp(template: Any, *, width: int = 128, depth: int = 3, num_classes: int | N
         Network over ONE event; t is a scalar in [0, 1]. The output has the dtype of x.
 
     Raises:
-        ValueError: width or depth is not positive.
+        ValueError: a size is no integer, or not positive; a width of 1.
     """
-    if width < 2 or depth < 1:
-        raise ValueError(f"mlp got width={width}, depth={depth}; expected width of at least 2 and depth of at least 1")
+    check_sizes("mlp", width=(width, 2), depth=(depth, 1), num_classes=(1 if num_classes is None else num_classes, 1))
     event = Event.of(template)
     module = _ResidualMLP(event.size, width, depth, num_classes, event.dtype, compute)
-    return Network(bind(_init, Static(module), event), bind(_apply, Static(module), event))
+    return Network(bind(_init, Static(module), event), bind(_apply, Static(module), event), num_classes)
 
 
 def feedforward(
@@ -59,12 +59,9 @@ def feedforward(
         compute: dtype of the arithmetic; None: the same.
 
     Raises:
-        ValueError: a size is not positive, or the depth is negative.
+        ValueError: a size is no integer, or not positive; the depth is negative.
     """
-    if min(size_in, size_out, width) < 1 or depth < 0:
-        raise ValueError(
-            f"feedforward got sizes {size_in} and {size_out}, width={width}, depth={depth}; expected positive, depth at least 0"
-        )
+    check_sizes("feedforward", size_in=(size_in, 1), size_out=(size_out, 1), width=(width, 1), depth=(depth, 0))
     dtype = jnp.dtype(jnp.result_type(float) if dtype is None else dtype)
     module = Static(_Feedforward(size_out, width, depth, zero, dtype, compute))
     return Network(bind(_feedforward_init, module, Static(size_in)), bind(_feedforward_apply, module))
@@ -89,7 +86,7 @@ class _ResidualMLP(nn.Module):
     def __call__(self, x, t, *condition):
         precision = {"dtype": self.compute or self.dtype, "param_dtype": self.dtype}
         embedding = nn.Dense(self.width, **precision)(time_features(t.astype(self.dtype), self.width))
-        label = told(condition, "mlp", wanted=self.num_classes is not None)
+        label = told(condition, "mlp", wanted=self.num_classes is not None, num_classes=self.num_classes)
         if label is not None:
             embedding = embedding + nn.Embed(self.num_classes, self.width, **precision)(label)
         embedding = nn.silu(embedding)

@@ -12,6 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from gensamp.core import Network, Static, bind
+from gensamp.nets.sizes import check_sizes
 from gensamp.noise import Noise
 from gensamp.predictions import combine
 
@@ -26,10 +27,9 @@ def at_levels(network: Network, num_levels: int) -> Network:
         num_levels: equally spaced in time from 0 to 1. To be trained at these levels alone: `weightings.levels(num_levels)`.
 
     Raises:
-        ValueError: there are fewer than two levels.
+        ValueError: there are fewer than two levels, or their number is no integer.
     """
-    if num_levels < 2:
-        raise ValueError(f"at_levels got num_levels={num_levels}; expected at least 2")
+    check_sizes("at_levels", num_levels=(num_levels, 2))
     return Network(network.init, bind(_at_level, network.apply, Static(num_levels)))
 
 
@@ -40,7 +40,7 @@ def without_time(network: Network, noise: Noise) -> Network:
         network: apply(params, x, t); it is asked at t = 0, and at the event as noised by the process.
         noise: the process, whose scaling of inputs is undone.
     """
-    return Network(network.init, bind(_at_no_time, network.apply, noise))
+    return Network(network.init, bind(_at_no_time, network.apply, noise), network.num_classes)
 
 
 def _at_level(apply, num_levels, params: Any, x: Any, t: Any):

@@ -27,6 +27,7 @@ from gensamp.nets.attention import self_attention
 from gensamp.nets.condition import told
 from gensamp.nets.event import Event
 from gensamp.nets.mlp import time_features
+from gensamp.nets.sizes import check_sizes
 
 __all__ = ["transformer"]
 
@@ -54,23 +55,26 @@ def transformer(
         depth 12, 6 heads; DiT-B 768, 12, 12.
 
     Raises:
-        ValueError: the template is not one image of such sides, or the width does not divide.
+        ValueError: a size is no positive integer, the template is not one image of such sides, or the width does not divide.
     """
     template = as_template(template)
+    check_sizes(
+        "transformer", patch=(patch, 1), width=(width, 4), depth=(depth, 1), num_heads=(num_heads, 1),
+        num_classes=(1 if num_classes is None else num_classes, 1),
+    )  # fmt: skip
     shape = getattr(template, "shape", None)
-    if patch < 1 or shape is None or len(shape) != 3 or shape[0] % patch or shape[1] % patch:
+    if shape is None or len(shape) != 3 or shape[0] % patch or shape[1] % patch:
         raise ValueError(
             f"transformer got a template of shape {shape} and patch={patch}; expected one image [height, width, channels] with "
             "sides divisible by the patch (or use mlp)"
         )
-    if depth < 1 or num_heads < 1 or width < 4 or width % 4 or width % num_heads:
+    if width % 4 or width % num_heads:
         raise ValueError(
-            f"transformer got width={width}, depth={depth}, num_heads={num_heads}; expected positive sizes, and a width "
-            "divisible by 4 and by num_heads"
+            f"transformer got width={width} and num_heads={num_heads}; expected a width divisible by 4 and by num_heads"
         )
     event = Event.of(template)
     module = _Transformer(shape, patch, width, depth, num_heads, num_classes, event.dtype, compute or event.dtype)
-    return Network(bind(_init, Static(module), event), bind(_apply, Static(module)))
+    return Network(bind(_init, Static(module), event), bind(_apply, Static(module)), num_classes)
 
 
 class _Block(nn.Module):
@@ -107,7 +111,7 @@ class _Transformer(nn.Module):
 
         embedding = nn.Dense(self.width, **precision)(time_features(t.astype(self.dtype), self.width))
         embedding = nn.Dense(self.width, **precision)(nn.silu(embedding))
-        label = told(condition, "transformer", wanted=self.num_classes is not None)
+        label = told(condition, "transformer", wanted=self.num_classes is not None, num_classes=self.num_classes)
         if label is not None:
             embedding = embedding + nn.Embed(self.num_classes, self.width, **precision)(label)
 

@@ -24,6 +24,7 @@ from gensamp.nets.condition import told
 from gensamp.nets.convolution import Convolution, check_form, double, group_norm, halve
 from gensamp.nets.event import Event
 from gensamp.nets.mlp import time_features
+from gensamp.nets.sizes import check_sizes
 
 __all__ = ["unet"]
 
@@ -56,10 +57,14 @@ def unet(
         Network over ONE image; t is a scalar in [0, 1]. The output has the dtype of x.
 
     Raises:
-        ValueError: the template is not one [height, width, channels] array, its sides do not divide, a level of attention does
-            not exist, or its channels do not divide among the heads.
+        ValueError: the template is not one [height, width, channels] array, its sides do not divide, a size is no positive
+            integer, a level of attention does not exist, or its channels do not divide among the heads.
     """
     template = as_template(template)
+    check_sizes(
+        "unet", width=(width, 1), multipliers=(multipliers, 1), num_blocks=(num_blocks, 1), num_heads=(num_heads, 1),
+        num_classes=(1 if num_classes is None else num_classes, 1),
+    )  # fmt: skip
     factor = 2 ** (len(multipliers) - 1)
     shape = getattr(template, "shape", None)
     if shape is None or len(shape) != 3 or shape[0] % factor or shape[1] % factor:
@@ -78,7 +83,7 @@ def unet(
         shape[2], width, tuple(multipliers), num_blocks, tuple(attention), num_heads, num_classes, convolution, event.dtype,
         compute or event.dtype,
     )  # fmt: skip
-    return Network(bind(_init, Static(module), event), bind(_apply, Static(module)))
+    return Network(bind(_init, Static(module), event), bind(_apply, Static(module)), num_classes)
 
 
 class _Block(nn.Module):
@@ -127,7 +132,7 @@ class _UNet(nn.Module):
         precision = {"dtype": self.compute, "param_dtype": self.dtype}
         size = 4 * self.width
         embedding = nn.Dense(size, **precision)(time_features(t.astype(self.dtype), size))
-        label = told(condition, "unet", wanted=self.num_classes is not None)
+        label = told(condition, "unet", wanted=self.num_classes is not None, num_classes=self.num_classes)
         if label is not None:
             embedding = embedding + nn.Embed(self.num_classes, size, **precision)(label)
         embedding = nn.silu(embedding)

@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 from gensamp.core import Model, Network, Static, bind
 from gensamp.nets.condition import told
 
-__all__ = ["conditional", "labelled"]
+__all__ = ["conditional", "indicator", "labelled"]
 
 
 def conditional(model: Model, params: Any) -> Partial:
@@ -41,7 +41,12 @@ def labelled(network: Network, num_classes: int) -> Network:
     Returns:
         Network: apply(params, h [size], label), which appends the label's indicator vector to h.
     """
-    return Network(network.init, bind(_with_indicator, network.apply, Static(num_classes)))
+    return Network(network.init, bind(_with_indicator, network.apply, Static(num_classes)), num_classes)
+
+
+def indicator(label: Any, num_classes: int, dtype: Any) -> jax.Array:
+    """The indicator vector of a label as `told` returns it, [num_classes]; NaN for a number that is none, and not zeros."""
+    return jnp.where(label < num_classes, jax.nn.one_hot(label, num_classes, dtype=dtype), jnp.nan)
 
 
 def _sampler(make, params, condition):
@@ -49,5 +54,5 @@ def _sampler(make, params, condition):
 
 
 def _with_indicator(apply, num_classes, params, h, *condition):
-    label = told(condition, "a network of labels")
-    return apply(params, jnp.concatenate([h, jax.nn.one_hot(label, num_classes.value, dtype=h.dtype)]))
+    label = told(condition, "a network of labels", num_classes=num_classes.value)
+    return apply(params, jnp.concatenate([h, indicator(label, num_classes.value, h.dtype)]))

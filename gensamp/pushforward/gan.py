@@ -30,10 +30,12 @@ import jax.numpy as jnp
 import optax
 
 from gensamp.core import Info, Model, Network, Sampler, Static, Traits, bind, scalar
+from gensamp.nets.condition import check_labels, told
 from gensamp.nets.critic import critic as perceptron_critic
 from gensamp.nets.critic import generator as perceptron_generator
 from gensamp.nets.event import Event
-from gensamp.pushforward.conditional import labelled
+from gensamp.nets.sizes import check_sizes
+from gensamp.pushforward.conditional import indicator, labelled
 from gensamp.pushforward.diffusion.losses import split_condition
 from gensamp.pushforward.frame import check_frame, check_params, enter, fit_frame, leave, shapes_of
 
@@ -69,18 +71,16 @@ def gan(
         "wasserstein" estimates the distance the generator has left.
 
     Raises:
-        ValueError: latent_dim < 1, an unknown objective, a negative penalty, or conditions that a default network cannot see.
+        ValueError: a size is no positive integer, an unknown objective, a negative penalty, or conditions that a default
+            network cannot see; on fitting and on making a sampler, labels outside [0, num_classes).
     """
     event = Event.of(template)
     if objective not in _OBJECTIVES:
         raise ValueError(f"gan got objective={objective!r}; expected one of {', '.join(_OBJECTIVES)}")
-    if latent_dim < 1:
-        raise ValueError(f"gan got latent_dim={latent_dim}; expected at least 1")
+    check_sizes("gan", latent_dim=(latent_dim, 1), num_classes=(1 if num_classes is None else num_classes, 1))
     penalty = _PENALTIES[objective] if penalty is None else penalty
     if not penalty >= 0:
         raise ValueError(f"gan got penalty={penalty}; expected a weight of at least 0")
-    if num_classes is not None and num_classes < 1:
-        raise ValueError(f"gan got num_classes={num_classes}; expected at least 1")
     conditional = conditional or num_classes is not None
     if conditional and num_classes is None and (generator is None or critic is None):
         raise ValueError(
@@ -89,10 +89,11 @@ def gan(
     generator = _default_generator(template, latent_dim, num_classes) if generator is None else generator
     critic = _default_critic(template, event, num_classes) if critic is None else critic
     latent, options = Static(latent_dim), Static((objective, conditional))
+    classes = Static(generator.num_classes or num_classes)
     return Model(
-        init=bind(_init, generator, critic, event, options),
+        init=bind(_init, generator, critic, event, options, classes),
         loss=bind(_loss, generator, critic, event, latent, options, scalar(penalty, event.template)),
-        sampler=bind(_sampler, generator, event, latent),
+        sampler=bind(_sampler, generator, event, latent, classes),
         forwards=5 if objective == "wasserstein" else 4,
     )
 
@@ -175,18 +176,20 @@ def _default_critic(template, event, num_classes):
     if num_classes is None:
         return perceptron_critic(template)
     critic = perceptron_critic((event.template, jax.ShapeDtypeStruct((num_classes,), event.dtype)))
-    return Network(critic.init, bind(_judge, critic.apply, Static(num_classes), event))
+    return Network(critic.init, bind(_judge, critic.apply, Static(num_classes), event), num_classes)
 
 
-def _judge(apply, num_classes, event, params, x, label):
-    return apply(params, (x, jax.nn.one_hot(label, num_classes.value, dtype=event.dtype)))
+def _judge(apply, num_classes, event, params, x, *condition):
+    label = told(condition, "critic", num_classes=num_classes.value)
+    return apply(params, (x, indicator(label, num_classes.value, event.dtype)))
 
 
-def _init(generator, critic, event, options, key, batch):
+def _init(generator, critic, event, options, num_classes, key, batch):
     if batch is None:
         raise ValueError("gan got no data; expected a batch of events to learn from")
-    batch, _ = split_condition(options.value[1], batch)
+    batch, conditions = split_condition(options.value[1], batch)
     event.check(batch)
+    check_labels(conditions, num_classes.value, "gan")
     key_generator, key_critic = jax.random.split(key)
     return {
         "generator": generator.init(key_generator), "critic": critic.init(key_critic), "frame": fit_frame(batch),
@@ -240,7 +243,8 @@ def _apart(draws):
     return jax.lax.stop_gradient(draws)
 
 
-def _sampler(generator, event, latent_dim, params, *condition):
+def _sampler(generator, event, latent_dim, num_classes, params, *condition):
+    check_labels(condition, num_classes.value, "gan")
     check_params(params, {"frame": None, "generator": shapes_of(generator.init)})
     check_frame(params["frame"], event.template)
     return Sampler(

@@ -79,12 +79,12 @@ class Hierarchy:
 
 
 def hierarchical_vae(
-    hierarchy: Hierarchy, *, dequantise: Any = 0.0, free_bits: float | int | None = None, shares: Sequence[float] | None = None
+    hierarchy: Any, *, dequantise: Any = 0.0, free_bits: float | int | None = None, shares: Sequence[float] | None = None
 ) -> Model:
     """The Model that trains a hierarchy on its ELBO and draws from it.
 
     Args:
-        hierarchy: such as `ladder(...)` or `diffusion_hierarchy(...)`.
+        hierarchy: a Hierarchy, such as `ladder(...)` or `diffusion_hierarchy(...)`.
         dequantise: for data on a lattice under a density, the width of a cell; training adds uniform noise in one cell.
         free_bits: lambda, nats per group that cost nothing; None: those of the hierarchy, or none where shares are given, which
             keep groups in use too.
@@ -95,11 +95,13 @@ def hierarchical_vae(
         "elbo", "kl" (the sum of the rates), "reconstruction", and "rate_1" to "rate_L" for up to 32 groups.
 
     Raises:
+        TypeError: it is no hierarchy.
         ValueError: free_bits is negative, or the shares are not one positive number per group.
     """
+    _check_hierarchy("hierarchical_vae", hierarchy)
     groups = hierarchy.num_groups
-    if free_bits is None:
-        free_bits = hierarchy.free_bits if shares is None else 0.0
+    own: float = hierarchy.free_bits if shares is None else 0.0
+    free_bits = own if free_bits is None else free_bits
     if free_bits < 0:
         raise ValueError(f"hierarchical_vae got free_bits={free_bits}; expected at least 0 nats per group")
     if shares is not None and (len(shares) != groups or not all(share > 0 for share in shares)):
@@ -141,11 +143,11 @@ def rates(hierarchy: Hierarchy, params: Any, key: jax.Array, x: Any) -> tuple[ja
     return hierarchy.log_prob(params, path, x), jnp.concatenate([rate[None], others])
 
 
-def prefix(hierarchy: Hierarchy, params: Any, x: Any, num_posterior: Any) -> Sampler:
+def prefix(hierarchy: Any, params: Any, x: Any, num_posterior: Any) -> Sampler:
     """A Sampler of events that agree with x as far as the first groups tell.
 
     Args:
-        hierarchy: what the parameters were fitted for.
+        hierarchy: the Hierarchy that the parameters were fitted for.
         x: one event, a leaf: to decode many, `sample(key, Partial(function of x), n, each=events)`.
         num_posterior: k, a leaf: groups 1 to k come from q(z | x), the rest from the prior. 0 forgets x, num_groups keeps all
             that is encoded.
@@ -153,7 +155,21 @@ def prefix(hierarchy: Hierarchy, params: Any, x: Any, num_posterior: Any) -> Sam
     Returns:
         A finite Sampler of num_groups steps; a group costs the forwards of its prior and its posterior. Encoding belongs to
         init and is in no Info.
+
+    Raises:
+        TypeError: it is no hierarchy.
+        ValueError: x is not one event, or num_posterior is no integer from 0 to num_groups.
     """
+    _check_hierarchy("prefix", hierarchy)
+    wanted = hierarchy.event.template
+    if jax.tree.structure(x) != jax.tree.structure(wanted) or _shapes(x) != _shapes(wanted):
+        raise ValueError(f"prefix got x of shapes {_shapes(x)}; expected one event, {_shapes(wanted)}, or sample(each=events)")
+    known = not isinstance(num_posterior, jax.core.Tracer)
+    whole = jnp.shape(num_posterior) == () and jnp.issubdtype(jnp.result_type(num_posterior), jnp.integer)
+    if not whole or (known and not 0 <= int(num_posterior) <= hierarchy.num_groups):
+        raise ValueError(
+            f"prefix got num_posterior={num_posterior}; expected an integer from 0 to its {hierarchy.num_groups} groups"
+        )
     return _build(hierarchy, params, x, jnp.asarray(num_posterior, jnp.int32))
 
 
@@ -164,6 +180,15 @@ def geometric_shares(num_groups: int, *, ratio: float = 1000.0, floor: float = 1
     """
     raw = np.exp(np.linspace(0.0, math.log(ratio), num_groups)) + floor
     return tuple((raw / raw.sum()).tolist())
+
+
+def _check_hierarchy(by, hierarchy):
+    if not isinstance(hierarchy, Hierarchy):
+        raise TypeError(f"{by} got {type(hierarchy).__name__}; expected a Hierarchy, such as ladder(template)")
+
+
+def _shapes(tree):
+    return [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
 
 
 def _divergence(mean, scale, prior_mean, prior_scale):

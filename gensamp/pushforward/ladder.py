@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from gensamp.core import Static, bind
 from gensamp.nets.event import Event
 from gensamp.nets.mlp import feedforward
+from gensamp.nets.sizes import check_sizes
 from gensamp.pushforward.frame import enter, fit_frame
 from gensamp.pushforward.hierarchical_vae import Hierarchy
 from gensamp.pushforward.likelihoods import Likelihood, gaussian
@@ -50,12 +51,9 @@ def ladder(
         Hierarchy for `hierarchical_vae` and `prefix`. Forwards: num_groups to encode, one per prior, posterior and decoder.
 
     Raises:
-        ValueError: a number is not positive.
+        ValueError: a number is no positive integer.
     """
-    if min(num_groups, latent_dim, width, depth) < 1:
-        raise ValueError(
-            f"ladder got num_groups={num_groups}, latent_dim={latent_dim}, width={width}, depth={depth}; expected all positive"
-        )
+    check_sizes("ladder", num_groups=(num_groups, 1), latent_dim=(latent_dim, 1), width=(width, 1), depth=(depth, 1))
     event = Event.of(template)
     likelihood = gaussian(template) if likelihood is None else likelihood
     options = {"width": width, "depth": depth, "dtype": event.dtype}

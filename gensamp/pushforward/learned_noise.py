@@ -30,7 +30,7 @@ from gensamp.nets.monotone import Spline
 from gensamp.noise import Noise, diffuse
 from gensamp.pushforward.diffusion.ancestral import model_clip
 from gensamp.pushforward.diffusion.grids import uniform_time
-from gensamp.pushforward.diffusion.losses import denoiser, denoising_init, split_condition
+from gensamp.pushforward.diffusion.losses import check_network, denoiser, denoising_init, split_condition
 from gensamp.pushforward.diffusion.unipc import unipc
 from gensamp.pushforward.frame import check_params, enter, frame_of, log_volume
 
@@ -82,8 +82,10 @@ def variational_diffusion(
         part over events and times, and "first" and "last", the ends.
 
     Raises:
+        TypeError: the network is none.
         ValueError: the ends do not rise, or the solver refuses an option.
     """
+    check_network(network)
     if not ends[0] < ends[1]:
         raise ValueError(f"variational_diffusion got ends={ends}; expected gamma(0) < gamma(1), such as (-10, 6)")
     event = Event.of(template)

@@ -25,7 +25,7 @@ from gensamp.noise import diffuse, rectified_flow
 from gensamp.predictions import combine
 from gensamp.pushforward.diffusion.distillation import check_teacher, student_params
 from gensamp.pushforward.diffusion.euler import euler
-from gensamp.pushforward.diffusion.losses import split_condition
+from gensamp.pushforward.diffusion.losses import asked, split_condition
 from gensamp.pushforward.flow_matching import flow_matching
 from gensamp.pushforward.frame import enter
 
@@ -148,7 +148,7 @@ def _loss(network, event, conditional, params, state, key, batch):
         x0, unit = enter(frame, x), jnp.ones((), event.dtype)
         # A denoiser sees its input at unit variance, as `losses` scales it.
         r = jax.lax.rsqrt(line.alpha(t) ** 2 + line.sigma(t) ** 2)
-        found = network.apply(params["network"], combine(r, diffuse(line, t, x0, z)), t, *condition)
+        found = asked(network, params["network"], combine(r, diffuse(line, t, x0, z)), t, condition)
         return jnp.square(event.flatten(found) - event.flatten(combine(unit, z, -unit, x0))).mean()
 
     error = jax.vmap(one)(times, starts, events, *condition).mean()

@@ -20,8 +20,10 @@ import jax
 import jax.numpy as jnp
 
 from gensamp.core import Info, Model, Sampler, Static, Traits, bind, scalar
+from gensamp.nets.condition import check_labels
 from gensamp.nets.event import Event
 from gensamp.nets.mlp import feedforward
+from gensamp.nets.sizes import check_sizes
 from gensamp.pushforward.conditional import labelled
 from gensamp.pushforward.diffusion.losses import split_condition
 from gensamp.pushforward.frame import check_frame, check_params, enter, fit_frame, shapes_of
@@ -66,14 +68,14 @@ def vae(
         raises: loss = -bound, plus what the free bits add. Free bits never enter the bounds that are reported.
 
     Raises:
-        ValueError: a size is not positive, an option is unknown, or two options exclude each other.
+        ValueError: a size is no positive integer, an option is unknown, or two options exclude each other; on fitting and
+            on making a sampler, labels outside [0, num_classes).
     """
     event = Event.of(template)
-    if latent_dim < 1 or width < 1 or depth < 0 or num_importance < 1:
-        raise ValueError(
-            f"vae got latent_dim={latent_dim}, width={width}, depth={depth}, num_importance={num_importance}; expected "
-            "positive sizes, depth >= 0"
-        )
+    check_sizes(
+        "vae", latent_dim=(latent_dim, 1), width=(width, 1), depth=(depth, 0), num_importance=(num_importance, 1),
+        num_classes=(1 if num_classes is None else num_classes, 1),
+    )  # fmt: skip
     if draws not in ("event", "mean"):
         raise ValueError(f"vae got draws={draws!r}; expected event or mean")
     if free_bits and (num_importance > 1 or free_bits < 0):
@@ -81,8 +83,6 @@ def vae(
             f"vae got free_bits={free_bits} with num_importance={num_importance}; expected a number of at least 0, and 0 "
             "beside importance weights, whose bound has no term of each coordinate"
         )
-    if num_classes is not None and num_classes < 1:
-        raise ValueError(f"vae got num_classes={num_classes}; expected at least 1")
     likelihood = gaussian(template, variance=variance, smallest_scale=smallest_scale) if likelihood is None else likelihood
     options = {"width": width, "depth": depth, "dtype": event.dtype}
     # The encoder starts at the prior, where the KL is zero.
@@ -91,23 +91,24 @@ def vae(
     decoder = feedforward(latent_dim + told, likelihood.numbers * event.size, **options)
     if num_classes is not None:
         encoder, decoder = labelled(encoder, num_classes), labelled(decoder, num_classes)
-    conditional = Static(num_classes is not None)
+    conditional, classes = Static(num_classes is not None), Static(num_classes)
     return Model(
-        init=bind(_init, encoder, decoder, likelihood, event, conditional),
+        init=bind(_init, encoder, decoder, likelihood, event, classes),
         loss=bind(
             _loss, encoder, decoder, likelihood, event, conditional, Static(num_importance), scalar(dequantise, event.template),
             scalar(free_bits, event.template),
         ),
-        sampler=bind(_sampler, decoder, likelihood, event, Static((latent_dim, draws))),
+        sampler=bind(_sampler, decoder, likelihood, event, Static((latent_dim, draws)), classes),
         forwards=1 + num_importance,
     )  # fmt: skip
 
 
-def _init(encoder, decoder, likelihood, event, conditional, key, batch):
+def _init(encoder, decoder, likelihood, event, num_classes, key, batch):
     if batch is None:
         raise ValueError("vae got no data; expected a batch of events to learn from")
-    batch, _ = split_condition(conditional.value, batch)
+    batch, labels = split_condition(num_classes.value is not None, batch)
     event.check(batch)
+    check_labels(labels, num_classes.value, "vae")
     key_encoder, key_decoder = jax.random.split(key)
     return {
         "encoder": encoder.init(key_encoder), "decoder": decoder.init(key_decoder), **likelihood.init(),
@@ -155,8 +156,9 @@ def _log_mean_exp(log_weights):
     return jax.scipy.special.logsumexp(log_weights) - jnp.log(log_weights.size).astype(log_weights.dtype)
 
 
-def _sampler(decoder, likelihood, event, options, params, *condition):
+def _sampler(decoder, likelihood, event, options, num_classes, params, *condition):
     latent_dim, draws = options.value
+    check_labels(condition, num_classes.value, "vae")
     learned = {"decoder": shapes_of(decoder.init), **jax.eval_shape(likelihood.init)}
     check_params(params, {"frame": None, **learned})
     check_frame(params["frame"], event.template)

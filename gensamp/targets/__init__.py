@@ -68,7 +68,7 @@ def data_sets() -> tuple[str, ...]:
     return tuple(_DATA_SETS)
 
 
-def make(name: str, **options: Any) -> Target:
+def make(name: Any, **options: Any) -> Target:
     """The target of that name.
 
     Args:
@@ -76,9 +76,12 @@ def make(name: str, **options: Any) -> Target:
         options: keyword arguments of its function, such as dim or dtype.
 
     Raises:
+        TypeError: the name is no string.
         ValueError: there is no such target; the message names the nearest one.
         FileNotFoundError: what it is made of is neither in GENSAMP_DATA nor to be downloaded.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"make got {type(name).__name__} as its name; expected a string, such as 'banana': see names()")
     posteriors = {_plain(known): partial(posteriordb, known) for known in posteriordb_names()}
     every = _TARGETS | _DATA_SETS | posteriors
     if _plain(name) in every:

@@ -21,7 +21,11 @@ _DATA = "data"
 
 
 def split(args: tuple, kwargs: dict) -> tuple[list[jax.Array], Static]:
-    """The arrays among the arguments, and the hashable rest with their places."""
+    """The arrays among the arguments, and the hashable rest with their places.
+
+    Raises:
+        TypeError: an array of something else than numbers, or an argument that is neither an array nor hashable.
+    """
     leaves, structure = jax.tree.flatten((args, kwargs))
     is_data = [isinstance(a, np.ndarray | jax.Array | float) for a in leaves]
     rest = tuple((_DATA, None) if data else ("static", a) for a, data in zip(leaves, is_data, strict=True))
@@ -30,7 +34,7 @@ def split(args: tuple, kwargs: dict) -> tuple[list[jax.Array], Static]:
     except TypeError:
         kinds = sorted({type(a).__name__ for a, data in zip(leaves, is_data, strict=True) if not data})
         raise TypeError(f"the model got arguments of types {kinds}, which have no hash; convert data to NumPy arrays") from None
-    return [jnp.asarray(a) for a, data in zip(leaves, is_data, strict=True) if data], Static((structure, rest))
+    return [_as_data(a) for a, data in zip(leaves, is_data, strict=True) if data], Static((structure, rest))
 
 
 def arguments(structure: Static, leaves: tuple) -> tuple[tuple, dict]:
@@ -78,3 +82,13 @@ def constrain(model: Static, structure: Static, *leaves_and_position: Any) -> di
     args, kwargs = arguments(structure, tuple(leaves))
     with numpyro.validation_enabled(False):
         return constrain_fn(model.value, args, kwargs, position, return_deterministic=True)
+
+
+def _as_data(value: Any) -> jax.Array:
+    try:
+        return jnp.asarray(value)
+    except TypeError:
+        raise TypeError(
+            f"the model got an array of dtype {np.asarray(value).dtype}; expected numbers: turn labels and dates into them, "
+            "and objects by astype(float)"
+        ) from None

@@ -41,7 +41,8 @@ def bounded(log_density: Any, template: PyTree, constraints: Any, known: Mapping
     Raises:
         TypeError: a constraint is no numpyro constraint, or a dict came for an event that is no dict.
         ValueError: a name that the event has not, a shape that the constraint cannot take, a discrete constraint, bounds that
-            leave nothing between them, or a score.
+            in the event's dtype are not finite or leave nothing between them, constraints that leave no coordinate free, or a
+            score.
     """
     from numpyro.distributions import biject_to
 
@@ -49,15 +50,25 @@ def bounded(log_density: Any, template: PyTree, constraints: Any, known: Mapping
         raise ValueError("score= came with constraints=; leave it out: it is the gradient on unconstrained coordinates")
     leaves, structure = jax.tree.flatten(template)
     supports, free = [], []
-    for leaf, support in zip(leaves, _by_leaf(template, constraints), strict=True):
+    for leaf, wanted in zip(leaves, _by_leaf(template, constraints), strict=True):
         try:
             # Bounds become arrays of the event's dtype, so that 0, 0.0 and array(0.) are one program.
-            support = jax.tree.map(lambda a, leaf=leaf: jnp.asarray(a, leaf.dtype), support)
+            support = jax.tree.map(lambda a, leaf=leaf: jnp.asarray(a, leaf.dtype), wanted)
             shape = biject_to(support).inverse_shape(leaf.shape)
+            back = biject_to(support).forward_shape(shape)
         except (NotImplementedError, ValueError) as error:
-            raise ValueError(f"no array of shape {list(leaf.shape)} can be constrained by {support!r}: {error}") from error
+            raise ValueError(f"no array of shape {list(leaf.shape)} can be constrained by {wanted!r}: {error}") from error
+        if back != leaf.shape:
+            raise ValueError(
+                f"no array of shape {list(leaf.shape)} can be constrained by {wanted!r}, which makes one of {list(back)}; give "
+                "bounds of the event's shape, or one for all"
+            )
+        _check_bounds(wanted, leaf.dtype)
         supports.append(support)
         free.append(jax.ShapeDtypeStruct(shape, leaf.dtype))
+    if not any(0 not in a.shape for a in free):
+        shapes = [list(a.shape) for a in leaves]
+        raise ValueError(f"constraints leave no coordinate of an event of shapes {shapes} free; expected at least one to draw")
     layout = (Static(structure), supports)
     functions = {"exact": _exact, "minibatch_log_density": _minibatch_log_density, "constrain": _constrain}
     given = {field: value for field, value in known.items() if value is not None}
@@ -111,15 +122,25 @@ def _by_leaf(template: PyTree, constraints: Any) -> list:
         raise ValueError(
             f"constraints got {discrete}, which are discrete and leave no gradient; sum such coordinates out first"
         )
-    for constraint in constraints.values():
-        inner = getattr(constraint, "base_constraint", constraint)
-        low, high = (getattr(inner, f"{end}_bound", None) for end in ("lower", "upper"))
-        looked = low is not None and high is not None and not any(isinstance(a, jax.core.Tracer) for a in (low, high))
-        if looked and not np.all(np.asarray(low) < np.asarray(high)):
-            raise ValueError(f"constraints got an interval from {low} to {high}; expected a lower bound below the upper one")
     boxes = {label: _Box(constraints.get(label, real)) for label in entries}
     chosen = {label: jax.tree.map(lambda _, box=boxes[label]: box, tree) for label, tree in entries.items()}
     return [box.constraint for box in jax.tree.leaves(chosen, is_leaf=lambda a: isinstance(a, _Box))]
+
+
+def _check_bounds(constraint: Any, dtype: Any) -> None:
+    """Raises ValueError unless the bounds, as they will be used, are finite with room between them."""
+    inner = getattr(constraint, "base_constraint", constraint)
+    given = [getattr(inner, f"{end}_bound", None) for end in ("lower", "upper")]
+    if any(isinstance(a, jax.core.Tracer) for a in given):
+        return
+    with np.errstate(over="ignore"):
+        low, high = used = [None if a is None else np.asarray(a).astype(dtype) for a in given]
+    if not all(np.isfinite(a).all() for a in used if a is not None):
+        raise ValueError(f"constraints got {constraint!r}; expected finite bounds in {dtype}, and constraints.real for none")
+    if low is not None and high is not None and not np.all(low < high):
+        raise ValueError(
+            f"constraints got an interval from {given[0]} to {given[1]}; expected a lower bound below the upper one in {dtype}"
+        )
 
 
 class _Box:

@@ -35,7 +35,7 @@ def posteriordb_names() -> tuple[str, ...]:
     return tuple(sorted(_POSTERIORS))
 
 
-def posteriordb(name: str, *, reference: bool = True, dtype: Any = None) -> Target:
+def posteriordb(name: Any, *, reference: bool = True, dtype: Any = None) -> Target:
     """One posterior of posteriordb.
 
     Args:
@@ -48,6 +48,7 @@ def posteriordb(name: str, *, reference: bool = True, dtype: Any = None) -> Targ
         its names, every quantity of `reference_draws(name)` among them, with the same shapes.
 
     Raises:
+        TypeError: the name is no string.
         ValueError: there is no model of that name; the message names the nearest one.
         FileNotFoundError: a file is neither in GENSAMP_DATA nor to be had from the repository.
 
@@ -66,14 +67,11 @@ def posteriordb(name: str, *, reference: bool = True, dtype: Any = None) -> Targ
     return dataclasses.replace(target, truth=Truth(reference=unconstrain(target, flat), source=source))
 
 
-def posteriordb_model(name: str, *, dtype: Any = None) -> tuple[Callable, tuple[Array, ...]]:
+def posteriordb_model(name: Any, *, dtype: Any = None) -> tuple[Callable, tuple[Array, ...]]:
     """The numpyro model of one posterior and the arrays it is called with; arguments and errors as for `posteriordb`."""
+    _check_name(name, "posteriordb")
     if name not in _POSTERIORS:
-        nearest = difflib.get_close_matches(name, _POSTERIORS, n=1, cutoff=0.3)
-        hint = f"did you mean '{nearest[0]}'? " if nearest else ""
-        raise ValueError(
-            f"no posterior of posteriordb is called '{name}' here; {hint}there are {', '.join(posteriordb_names())}"
-        )
+        raise ValueError(f"no posterior of posteriordb is called '{name}' here; {_nearest(name)}")
     dtype = float_dtype(dtype)
     entry = json.loads(_find("posteriors", f"{name}.json").read_bytes())
     data = {k: np.asarray(v, np.float64) for k, v in _read_zip(_find("data", f"{entry['data_name']}.json.zip")).items()}
@@ -81,7 +79,7 @@ def posteriordb_model(name: str, *, dtype: Any = None) -> tuple[Callable, tuple[
     return model, tuple(jnp.asarray(a, dtype) for a in arguments)
 
 
-def reference_draws(name: str, *, download: bool = True) -> dict[str, np.ndarray]:
+def reference_draws(name: Any, *, download: bool = True) -> dict[str, np.ndarray]:
     """Reference draws of a posterior in posteriordb, by the names of its Stan program.
 
     Args:
@@ -92,11 +90,19 @@ def reference_draws(name: str, *, download: bool = True) -> dict[str, np.ndarray
         dict of float64 arrays [chains, draws, ...], on the constrained scale: `theta[1]`, `theta[2]`, ... become one "theta".
 
     Raises:
-        FileNotFoundError: the file is neither in GENSAMP_DATA nor to be had from the repository.
+        TypeError: the name is no string.
+        FileNotFoundError: the file is neither in GENSAMP_DATA nor to be had from the repository. Of a posterior that has no
+            model here the message doubts the name.
 
     Source: Magnusson, Buerkner and Vehtari, posteriordb (BSD-3): long Stan runs, thinned to be nearly independent.
     """
-    chains = _read_zip(_find("draws", f"{name}.json.zip", download=download))
+    _check_name(name, "reference_draws")
+    try:
+        chains = _read_zip(_find("draws", f"{name}.json.zip", download=download))
+    except FileNotFoundError as error:
+        if name in _POSTERIORS:
+            raise
+        raise FileNotFoundError(f"{error}; or no posterior is called '{name}': {_nearest(name)} with models here") from error
     columns = {label: np.asarray([chain[label] for chain in chains], np.float64) for label in chains[0]}
     gathered: dict[str, dict[tuple[int, ...], np.ndarray]] = {}
     for label, values in columns.items():
@@ -106,6 +112,16 @@ def reference_draws(name: str, *, download: bool = True) -> dict[str, np.ndarray
         index = tuple(int(i) - 1 for i in match[2].split(",")) if match[2] else ()
         gathered.setdefault(match[1], {})[index] = values
     return {site: _assemble(parts) for site, parts in gathered.items()}
+
+
+def _check_name(name: Any, by: str) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"{by} got {type(name).__name__} as its name; expected a string, such as 'arK-arK'")
+
+
+def _nearest(name: str) -> str:
+    nearest = difflib.get_close_matches(name, _POSTERIORS, n=1, cutoff=0.3)
+    return f"{f'did you mean {nearest[0]!r}? ' if nearest else ''}there are {', '.join(posteriordb_names())}"
 
 
 def _assemble(parts: dict[tuple[int, ...], np.ndarray]) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Sizes that no chain can walk with are refused when it is built, whichever constructor they are given to."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,3 +96,35 @@ def test_a_step_size_is_judged_in_the_dtype_it_is_used_in(value):
 def test_what_no_run_can_use_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("make", [mcmc.nuts, mcmc.ula, mcmc.random_walk, lambda *a, **b: mcmc.stretch(TARGET, 6, **b)])
+@pytest.mark.parametrize(
+    ("start", "error", "message"),
+    [
+        (lambda key: jnp.zeros(3), ValueError, r"start makes float32\[3\]; expected float32\[2\]"),
+        (lambda key: jnp.zeros(2, int), ValueError, r"start makes int32\[2\]; expected float32\[2\]"),
+        (lambda key: {"x": jnp.zeros(2)}, ValueError, r"start makes {x: float32\[2\]}; expected float32\[2\]"),
+        (lambda: jnp.zeros(2), TypeError, "start cannot be traced at a key: TypeError: .* takes 0 positional arguments"),
+    ],
+)
+def test_a_start_makes_one_position_of_the_target(make, start, error, message):
+    with pytest.raises(error, match=message):
+        make(TARGET, 0.1, start=start)
+
+
+def test_lists_are_arrays_to_levels_and_metrics():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lists = mcmc.ais(PATH, levels=[0.5, 1], step_sizes=[0.3, 0.2], inverse_mass_matrices=[1.0, 2.0])
+        arrays = mcmc.ais(
+            PATH, levels=np.array([0.5, 1]), step_sizes=np.array([0.3, 0.2]), inverse_mass_matrices=np.array([1.0, 2.0])
+        )
+        metric = mcmc.mala(TARGET, 0.1, inverse_mass_matrix=[1.0, 2.0]).step.args
+        with pytest.raises(ValueError, match=r"ais got levels of shape \[\]; expected \[levels\], at least one"):
+            mcmc.ais(PATH, levels=1.0, step_sizes=0.3)
+        with pytest.raises(ValueError, match=r"mala got a step_size of shape \[2\]; expected one number"):
+            mcmc.mala(TARGET, [0.1, 0.2])
+    assert any(np.array_equal(a, [1.0, 2.0]) for a in jax.tree.leaves(metric))
+    for a, b in zip(jax.tree.leaves(lists), jax.tree.leaves(arrays), strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -74,6 +74,17 @@ class TestDataSize:
             with pytest.raises(ValueError, match="expected arrays that share a leading axis of at least one row"):
                 make(posterior(data=data), 0.001, batch_size=1)
 
+    def test_a_batch_density_of_another_kind_is_named(self, make):
+        for wrong, said in (
+            (lambda x: x.sum(), r"cannot be traced at one event and a batch of 4 rows: TypeError: .* 1 positional argument"),
+            (
+                lambda x, batch: (batch - x[None]).sum(1),
+                r"returns float32\[4\] for one event and a batch of 4 rows; expected one",
+            ),
+        ):
+            with pytest.raises(TypeError, match=f"{make.__name__} got a minibatch_log_density that {said}"):
+                make(posterior(minibatch_log_density=wrong), 0.001, batch_size=4)
+
     def test_what_is_missing_is_named(self, make):
         with pytest.raises(ValueError, match=f"{make.__name__} needs target.data, and target 'posterior' has none"):
             make(posterior(data=None), 0.001, batch_size=1)

@@ -108,3 +108,12 @@ def test_modules_that_keep_statistics_are_refused():
         from_nnx(NnxStatistics)
     with pytest.raises(TypeError, match="int32"):
         from_equinox(EquinoxTable)
+
+
+def test_a_module_in_place_of_its_class_is_refused_and_the_other_way_round():
+    with pytest.raises(TypeError, match="from_nnx got an instance of NnxStatistics; expected its class, or a function"):
+        from_nnx(NnxStatistics(nnx.Rngs(0)))
+    with pytest.raises(TypeError, match="from_equinox got an instance of Equinox; expected its class, or a function"):
+        from_equinox(Equinox(KEY))
+    with pytest.raises(TypeError, match="from_linen got the class LinenStatistics; expected an instance"):
+        from_linen(LinenStatistics, X)

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gensamp.nets import Event, affine_couplings, mlp, unet
+from gensamp.nets import Event, affine_couplings, at_levels, feedforward, generator, mlp, transformer, unet
 from gensamp.nets.convolution import Convolution
+from gensamp.nets.sizes import check_sizes
 
 TREE = {"a": jnp.zeros(3), "b": jnp.zeros((2, 2))}
 
@@ -103,3 +104,30 @@ def test_shapes_that_do_not_fit_are_refused():
         mlp(jnp.zeros(3), depth=0)
     with pytest.raises(ValueError, match="num_layers=0"):
         affine_couplings(3, num_layers=0)
+
+
+@pytest.mark.parametrize(
+    ("build", "name"),
+    [
+        (lambda: mlp(jnp.zeros(3), depth=True), "mlp got depth"),
+        (lambda: mlp(jnp.zeros(3), num_classes=True), "mlp got num_classes"),
+        (lambda: unet(jnp.zeros((4, 4, 1)), num_blocks=True), "unet got num_blocks"),
+        (lambda: transformer(jnp.zeros((4, 4, 1)), depth=True), "transformer got depth"),
+        (lambda: feedforward(2, 3, depth=True), "feedforward got depth"),
+        (lambda: generator(jnp.zeros(2), True), "generator got latent_dim"),
+        (lambda: affine_couplings(3, width=True), "affine_couplings got width"),
+        (lambda: at_levels(mlp(jnp.zeros(3)), True), "at_levels got num_levels"),
+    ],
+)
+def test_sizes_that_are_no_integers_are_refused(build, name):
+    with pytest.raises(ValueError, match=f"{name}=True; expected an integer of at least"):
+        build()
+
+
+@pytest.mark.parametrize("size", [16.0, "16", None, 0, jnp.ones(2)])
+def test_what_is_no_size_is_refused(size):
+    check_sizes("somebody", width=(16, 1), depth=(np.int64(0), 0), multipliers=((), 1), shape=([2, 3], 1))
+    with pytest.raises(ValueError, match=r"somebody got width=.*; expected an integer of at least 1"):
+        check_sizes("somebody", width=(size, 1))
+    with pytest.raises(ValueError, match=r"somebody got shape=\(1, .*\); expected integers of at least 1"):
+        check_sizes("somebody", shape=((1, size), 1))

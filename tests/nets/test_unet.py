@@ -121,7 +121,7 @@ def test_shapes_that_do_not_fit_are_refused():
         unet(IMAGE, width=8, attention=(2,))
     with pytest.raises(ValueError, match="divisible by num_heads"):
         unet(IMAGE, width=8, attention=(0,), num_heads=3)
-    with pytest.raises(ValueError, match="expected positive, depth at least 0"):
+    with pytest.raises(ValueError, match="feedforward got size_out=0; expected an integer of at least 1"):
         feedforward(3, 0)
     with pytest.raises(ValueError, match="latent_dim=0"):
         generator(IMAGE, 0)

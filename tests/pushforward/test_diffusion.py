@@ -15,6 +15,7 @@ from gensamp.pushforward import (
     ddim,
     ddim_sampler,
     ddpm,
+    diffusion_model,
     uniform_log_snr,
     uniform_time,
 )
@@ -156,6 +157,16 @@ def test_bad_input_is_refused_in_a_sentence(network):
         ddim_sampler(DENOISE, NOISES["ve"], uniform_time(2), jnp.zeros(2), eta=1.5)
     with pytest.raises(ValueError, match="clip"):
         ddpm(network, NOISES["ve"], template=TREE, clip=(1.0, -1.0))
+    with pytest.raises(ValueError, match=r"clip is 1\.0; expected \(lowest, highest\)"):
+        ddpm(network, NOISES["ve"], template=TREE, clip=1.0)
+    for make in (ddpm, ddim):
+        with pytest.raises(ValueError, match=r"got the grid .* expected times from noise"):
+            make(network, NOISES["ve"], template=TREE, grid=jnp.linspace(0, 1, 5))
+    for eta in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"ddim got eta={eta}; expected a number from 0"):
+            ddim(network, NOISES["ve"], template=TREE, eta=eta)
+    with pytest.raises(ValueError, match=r"diffusion_model got order=3\.0; expected an integer"):
+        diffusion_model(network, NOISES["ve"], template=TREE, order=3.0)
     with pytest.raises(ValueError, match="num_steps=0"):
         ddim(network, NOISES["ve"], template=TREE, num_steps=0)
     with pytest.raises(ValueError, match="no data"):

@@ -191,6 +191,14 @@ def test_known_coordinates_are_kept_and_every_pass_is_counted():
     assert draw.position[1] != 0 and draw.info.forwards == 3 * 3
 
 
+def test_what_is_not_known_may_be_anything():
+    known, mask = jnp.array([1.0, jnp.nan, 1.0]), jnp.array([True, False, True])
+    unknown = replacement(gs.bind(one_network), PROCESS, uniform_log_snr(PROCESS, 3), TEMPLATE, known, mask, repeats=3)
+    sampler = SAMPLERS["replacement"](uniform_log_snr(PROCESS, 3))
+    draw = jax.jit(lambda sampler: gs.draw(jax.random.key(0), sampler).position)
+    np.testing.assert_array_equal(draw(unknown), draw(sampler))
+
+
 @pytest.mark.slow
 def test_a_clean_last_step_and_a_residual_of_zero_are_finite():
     for name, make in SAMPLERS.items():
@@ -221,7 +229,21 @@ GIVEN = (gs.bind(one_network), PROCESS)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: measured(*GIVEN, OPERATOR, Y, 0.0, TEMPLATE), "measured got scale=0.0; expected the positive"),
+        (lambda: measured(*GIVEN, OPERATOR, Y, 0.0, TEMPLATE), "measured got scale=0.0; expected one number, the positive"),
+        (lambda: measured_guidance(OPERATOR, jnp.ones(2), TEMPLATE), r"measured_guidance got scale=\[1\. 1\.\]; expected one"),
+        (
+            lambda: measured_guidance(gs.bind(linear, jnp.eye(2)), 0.1, TEMPLATE),
+            "measured_guidance got an operator that cannot take an event: dot_general",
+        ),
+        (lambda: measured_guidance(jnp.fft.fft, 0.1, TEMPLATE), r"measured_guidance got complex .*: stack \.real and \.imag"),
+        (
+            lambda: dps(*GIVEN, jnp.array([1.0, 0.1]), TEMPLATE, jnp.fft.fft, jnp.zeros(3)),
+            r"dps got complex .*: stack \.real and \.imag",
+        ),
+        (
+            lambda: replacement(*GIVEN, jnp.array([1.0, 0.1]), TEMPLATE, jnp.zeros(3), 2.0),
+            "replacement got a mask of other numbers; expected 1 where",
+        ),
         (lambda: measured(*GIVEN, OPERATOR, jnp.zeros(3), 0.1, TEMPLATE), r"measured got y of shape \(3,\); expected \(2,\)"),
         (lambda: dps(*GIVEN, jnp.array([1.0, 0.1]), TEMPLATE, OPERATOR, Y, step_size=-1.0), "dps got step_size=-1.0"),
         (

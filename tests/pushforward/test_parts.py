@@ -1,5 +1,7 @@
 """What a learned map is made of and drawn with: a wrong part is named in one sentence, before anything is compiled."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +32,15 @@ def fitted_like(model):
 def test_a_wrong_network_or_noise_is_named(network, process, message):
     with pytest.raises(TypeError, match=message):
         check_parts(network, process)
+
+
+def test_a_few_step_models_network_is_one():
+    process, weights = gs.noise.cosine(), jnp.zeros((2, 2))
+    for make, given in (("consistency", (process,)), ("progressive", (process,)), ("variational_diffusion", ())):
+        # As users have it: the tests' own check of annotations would be first.
+        build = inspect.unwrap(getattr(gs.pushforward, make))
+        with pytest.raises(TypeError, match="network is ArrayImpl; expected a Network"):
+            build(weights, *given, template=TEMPLATE)
 
 
 def families(width):
@@ -97,6 +108,36 @@ def test_a_network_of_another_make_is_named():
         model.sampler(fitted_like(deeper))
     with pytest.raises(TypeError, match="with a frame of ArrayImpl; expected shift and scale"):
         gs.pushforward.vae(TEMPLATE).sampler(fitted_like(gs.pushforward.vae(TEMPLATE)) | {"frame": jnp.zeros(2)})
+
+
+def one_for_two(params, x, t):
+    return x[:1]
+
+
+def listed(params, x, t):
+    return [x]
+
+
+NARROW = ("ddpm", "flow_matching", "consistency", "progressive", "reflow", "variational_diffusion")
+
+
+@pytest.mark.parametrize("name", NARROW)
+@pytest.mark.parametrize(("apply", "got"), [(one_for_two, r"float32\[1\]"), (listed, r"\['float32\[2\]'\]")])
+def test_a_network_that_does_not_return_what_is_like_x_is_named(name, apply, got):
+    network, process = gs.Network(NETWORK.init, gs.bind(apply)), gs.noise.cosine()
+    given = (network,) if name in ("flow_matching", "reflow", "variational_diffusion") else (network, process)
+    model = getattr(gs.pushforward, name)(*given, template=TEMPLATE)
+    events = jnp.zeros((4, 2))
+
+    def loss(key):
+        batch = (events, events) if name == "reflow" else events
+        return model.loss(*model.init(key, batch), key, batch)
+
+    with pytest.raises(ValueError, match=rf"the network returned {got}; expected float32\[2\], like x"):
+        jax.eval_shape(loss, jax.random.key(0))
+    params, _ = jax.eval_shape(model.init, jax.random.key(0), (events, events) if name == "reflow" else events)
+    with pytest.raises(ValueError, match=r"expected .*, like x"):
+        jax.eval_shape(lambda params, key: gs.draw(key, model.sampler(params)).position, params, jax.random.key(0))
 
 
 def test_a_target_is_no_template():

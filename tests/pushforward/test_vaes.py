@@ -177,6 +177,20 @@ def _decoder(hierarchy, params, x):
     return prefix(hierarchy, params, x, 2)
 
 
+@pytest.mark.parametrize("k", [4, -2, 1.7])
+def test_a_prefix_is_of_as_many_groups_as_there_are(k):
+    hierarchy = ladder(jnp.zeros(2), num_groups=3)
+    with pytest.raises(ValueError, match=f"prefix got num_posterior={k}; expected an integer from 0 to its 3 groups"):
+        prefix(hierarchy, {}, jnp.zeros(2), k)
+
+
+def test_a_prefix_takes_one_event():
+    with pytest.raises(ValueError, match=r"prefix got x of shapes \[\(8, 2\)\]; expected one event, \[\(2,\)\]"):
+        prefix(ladder(jnp.zeros(2)), {}, jnp.zeros((8, 2)), 1)
+    with pytest.raises(TypeError, match="prefix got ArrayImpl; expected a Hierarchy"):
+        prefix(jnp.zeros(2), {}, jnp.zeros(2), 1)
+
+
 def test_a_diffusion_hierarchy_takes_the_parameters_of_a_ddpm():
     process, grid = noise.cosine(), uniform_time(4)
     network = nets.mlp(TREE, width=8, depth=1)
@@ -252,8 +266,13 @@ def test_bad_input_is_refused_in_a_sentence():
         vae(jnp.zeros(2), num_importance=2, free_bits=0.5)
     with pytest.raises(ValueError, match="num_importance=0"):
         vae(jnp.zeros(2), num_importance=0)
-    with pytest.raises(ValueError, match="num_groups=0"):
-        ladder(jnp.zeros(2), num_groups=0)
+    with pytest.raises(ValueError, match="vae got latent_dim=True; expected an integer of at least 1"):
+        vae(jnp.zeros(2), latent_dim=True)
+    for num_groups in (0, True):
+        with pytest.raises(ValueError, match=f"ladder got num_groups={num_groups}; expected an integer of at least 1"):
+            ladder(jnp.zeros(2), num_groups=num_groups)
+    with pytest.raises(TypeError, match="hierarchical_vae got ArrayImpl; expected a Hierarchy, such as ladder"):
+        hierarchical_vae(jnp.zeros(2))
     with pytest.raises(ValueError, match="expected 3 positive numbers"):
         hierarchical_vae(ladder(jnp.zeros(2), num_groups=3), shares=(1.0, 2.0))
     with pytest.raises(ValueError, match="free_bits=-1"):

@@ -133,6 +133,13 @@ def test_what_the_user_constrains_to_is_of_the_bounded_event():
         ({"rate": constraints.interval(1.0, 0.0)}, {}, ValueError, "interval from 1.0 to 0.0; expected a lower bound below"),
         ({"free": constraints.interval(jnp.zeros(2), jnp.array([1.0, 0.0]))}, {}, ValueError, "expected a lower bound below"),
         ({"free": constraints.independent(constraints.interval(1, 1), 1)}, {}, ValueError, "interval from 1 to 1"),
+        ({"rate": constraints.interval(1e9, 1e9 + 1)}, {}, ValueError, "expected a lower bound below the upper one in float32"),
+        ({"rate": constraints.interval(0.0, 1e-50)}, {}, ValueError, "expected a lower bound below the upper one in float32"),
+        ({"rate": constraints.interval(0.0, np.inf)}, {}, ValueError, "expected finite bounds in float32"),
+        ({"rate": constraints.greater_than(np.nan)}, {}, ValueError, "bound=nan.*expected finite bounds"),
+        ({"rate": constraints.less_than(1e60)}, {}, ValueError, "expected finite bounds in float32"),
+        ({"free": constraints.greater_than(jnp.array([0.0, -jnp.inf]))}, {}, ValueError, "expected finite bounds"),
+        ({"rate": constraints.greater_than(jnp.zeros(2))}, {}, ValueError, r"shape \[\] can be .* makes one of \[2\]"),
         ({"rate": constraints.simplex}, {}, ValueError, "can be constrained by"),
         ({"rate": constraints.positive}, {"score": lambda x: x}, ValueError, "leave it out"),
     ],
@@ -141,6 +148,11 @@ def test_bad_constraints_are_refused(bounds, options, error, match):
     template = {"rate": jnp.zeros(()), "free": jnp.zeros(2)}
     with pytest.raises(error, match=match):
         gs.Target.from_log_density(lambda x: -x["rate"], template, constraints=bounds, **options)
+
+
+def test_an_event_without_freedom_is_refused():
+    with pytest.raises(ValueError, match=r"leave no coordinate of an event of shapes \[\[1\]\] free; expected at least one"):
+        gs.Target.from_log_density(lambda x: jnp.sum(x), jnp.zeros(1), constraints=constraints.simplex)
 
 
 def test_names_need_an_event_with_names():

@@ -1,5 +1,7 @@
 """numpyro models as targets: what is no model, and data that are missing."""
 
+import re
+
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -19,6 +21,12 @@ def test_what_is_no_model_is_named():
         gs.Target.from_numpyro(3)
     with pytest.raises(TypeError, match=r"cannot be run on the arguments it was given: .* takes 1 positional argument"):
         gs.Target.from_numpyro(model, 1.0, 2.0)
+
+
+@pytest.mark.parametrize("y", [np.array(["a", "b"]), np.array([1.0, None]), np.array(["2020-01-01"], "datetime64[D]")])
+def test_an_array_of_no_numbers_is_named(y):
+    with pytest.raises(TypeError, match=rf"the model got an array of dtype {re.escape(str(y.dtype))}; expected numbers"):
+        gs.Target.from_numpyro(model, y)
 
 
 @pytest.mark.parametrize("total", [lambda y: int(y.sum()), lambda y: np.asarray(y).sum(), lambda y: range(9)[y.sum()]])

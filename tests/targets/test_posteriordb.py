@@ -228,8 +228,19 @@ def test_unknown_posteriors_and_missing_files_are_named(monkeypatch, tmp_path):
         targets.posteriordb("garch11")
     with pytest.raises(FileNotFoundError, match=r"no route to https://raw.*stan-dev/posteriordb/.*set GENSAMP_DATA"):
         targets.posteriordb("garch-garch11")
-    with pytest.raises(FileNotFoundError, match="set GENSAMP_DATA"):
+    with pytest.raises(FileNotFoundError, match=r"set GENSAMP_DATA[^;]*$"):
         targets.reference_draws("garch-garch11", download=False)
+    with pytest.raises(
+        FileNotFoundError, match=r"set GENSAMP_DATA.*; or no posterior is called 'arK': did you mean 'arK-arK'\?"
+    ):
+        targets.reference_draws("arK")
+
+
+@pytest.mark.parametrize("call", [targets.posteriordb, targets.reference_draws, targets.make])
+@pytest.mark.parametrize("name", [None, 3])
+def test_names_are_strings(call, name):
+    with pytest.raises(TypeError, match=rf"got {type(name).__name__} as its name; expected a string, such as '"):
+        call(name)
 
 
 def test_downloads_are_checked_by_digest_and_used(monkeypatch, tmp_path):

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gensamp.core import Info, Model, Network, Sampler, Static, bind, scalar
 from gensamp.nets.event import Event
@@ -27,7 +28,7 @@ from gensamp.pushforward.diffusion.losses import denoising_init, denoising_loss
 from gensamp.pushforward.diffusion.solver import guess, pose, reverse
 from gensamp.pushforward.frame import frame_of
 
-__all__ = ["ancestral", "ddpm", "model_clip", "model_grid", "posterior_variance"]
+__all__ = ["ancestral", "ddpm", "model_clip", "model_grid", "posterior_variance", "unasked"]
 
 
 def ancestral(
@@ -94,22 +95,18 @@ def ddpm(
         `ddim` and `score_langevin` of the same network, noise and prediction.
 
     Raises:
-        TypeError, ValueError: the grid or the clip is none, or guidance by labels is asked of a model that has no conditions.
+        TypeError, ValueError: the grid is refused as by `ancestral`, the clip is none, or guidance by labels is asked of a
+            model that has no conditions.
     """
     event = Event.of(template)
+    loss = denoising_loss(network, noise, template, conditional, prediction)
+    grid, clip = model_grid(grid, num_steps), model_clip(clip, event.template)
+    # What the sampler would refuse is better refused before the model is trained.
+    ancestral(unasked(), noise, grid, event.template, clip=clip)
     return Model(
         init=denoising_init(network, conditional),
-        loss=with_dropout(guidance, denoising_loss(network, noise, template, conditional, prediction), conditional),
-        sampler=bind(
-            _model_sampler,
-            network,
-            noise,
-            model_grid(grid, num_steps),
-            event,
-            model_clip(clip, event.template),
-            Static(prediction),
-            guidance,
-        ),
+        loss=with_dropout(guidance, loss, conditional),
+        sampler=bind(_model_sampler, network, noise, grid, event, clip, Static(prediction), guidance),
     )
 
 
@@ -129,9 +126,19 @@ def model_clip(clip: Any, template: Any) -> Any:
     """Bounds as two leaves, or None."""
     if clip is None:
         return None
-    if len(clip) != 2 or not clip[0] < clip[1]:
+    if np.shape(clip) != (2,) or not clip[0] < clip[1]:
         raise ValueError(f"clip is {clip}; expected (lowest, highest) value of the data")
     return tuple(scalar(bound, template) for bound in clip)
+
+
+def unasked() -> Any:
+    """A denoiser in the place of one that is not trained yet, for what a sampler checks when it is made."""
+    return bind(_unasked)
+
+
+def _unasked(t, x):
+    del t
+    return x
 
 
 def _step(problem, key, x, index):

@@ -33,7 +33,7 @@ from gensamp.predictions import combine
 from gensamp.pushforward.diffusion.ancestral import model_clip
 from gensamp.pushforward.diffusion.distillation import check_teacher, student_params
 from gensamp.pushforward.diffusion.grids import karras, times_of_log_snr
-from gensamp.pushforward.diffusion.losses import denoiser, split_condition
+from gensamp.pushforward.diffusion.losses import asked, check_parts, denoiser, split_condition
 from gensamp.pushforward.diffusion.solver import guess, known, pose, reverse
 from gensamp.pushforward.diffusion.weightings import log_normal_levels
 from gensamp.pushforward.frame import enter, frame_of
@@ -77,8 +77,10 @@ def consistency(
         Model; two forwards per event in a loss, four with a teacher; one per step of a draw.
 
     Raises:
+        TypeError: the network or the process is none.
         ValueError: a number is out of range, the process leaves no signal, or the teacher is none.
     """
+    check_parts(network, noise)
     if min(num_steps, train_steps) < 1 or not 1 <= levels[0] <= levels[1]:
         raise ValueError(
             f"consistency got num_steps={num_steps}, train_steps={train_steps}, levels={levels}; expected positive numbers, "
@@ -218,7 +220,7 @@ def _function(network, noise, weights, condition, t, x):
     alpha, sigma = noise.alpha(t), noise.sigma(t)
     level, smallest = (jnp.exp(-noise.log_snr(time) / 2) for time in (t, jnp.asarray(noise.t_min, jnp.result_type(t))))
     gap, r = level - smallest, jax.lax.rsqrt(alpha**2 + sigma**2)
-    found = network.apply(weights, combine(r, x), t, *condition)
+    found = asked(network, weights, combine(r, x), t, condition)
     return combine(1 / (alpha * (gap**2 + 1)), x, -gap * jax.lax.rsqrt(level**2 + 1), found)
 
 

@@ -17,7 +17,7 @@ from gensamp.core import Info, Model, Network, Sampler, Static, bind, scalar
 from gensamp.nets.event import Event
 from gensamp.noise import Noise, root
 from gensamp.predictions import Prediction
-from gensamp.pushforward.diffusion.ancestral import model_clip, model_grid, posterior_variance
+from gensamp.pushforward.diffusion.ancestral import model_clip, model_grid, posterior_variance, unasked
 from gensamp.pushforward.diffusion.guidance import Guidance, steered, with_dropout
 from gensamp.pushforward.diffusion.losses import denoising_init, denoising_loss
 from gensamp.pushforward.diffusion.solver import guess, looked_up, pose, reverse, stirred
@@ -77,16 +77,22 @@ def ddim(
 
     Returns:
         Model; one forward per event in a loss, one per step of a draw, or what the guidance makes of it.
+
+    Raises:
+        TypeError, ValueError: eta is outside [0, 1], or as for `ddpm`.
     """
     event = Event.of(template)
+    loss = denoising_loss(network, noise, template, conditional, prediction)
+    grid, clip = model_grid(grid, num_steps), model_clip(clip, event.template)
+    # What the sampler would refuse is better refused before the model is trained.
+    ddim_sampler(unasked(), noise, grid, event.template, eta=eta, clip=clip)
     return Model(
         init=denoising_init(network, conditional),
-        loss=with_dropout(guidance, denoising_loss(network, noise, template, conditional, prediction), conditional),
+        loss=with_dropout(guidance, loss, conditional),
         sampler=bind(
-            _model_sampler, network, noise, model_grid(grid, num_steps), event, model_clip(clip, event.template),
-            scalar(eta, event.template), Static(prediction), guidance,
+            _model_sampler, network, noise, grid, event, clip, scalar(eta, event.template), Static(prediction), guidance
         ),
-    )  # fmt: skip
+    )
 
 
 def _step(problem, eta, key, x, index):

@@ -12,10 +12,13 @@ whose sigma is positive the draw keeps that much noise. Repeated times are harml
     graded            any grid with its first step divided: for multistep solvers that start from the middle of a diffusion
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from gensamp.nets.sizes import check_sizes
 from gensamp.noise import Noise
 
 __all__ = ["graded", "karras", "times_of_log_snr", "trailing", "uniform_log_snr", "uniform_time"]
@@ -148,6 +151,5 @@ def _bisect(noise, wanted, start, end):
     return (low + high) / 2
 
 
-def _check(num_steps: int) -> None:
-    if num_steps < 1:
-        raise ValueError(f"a grid got num_steps={num_steps}; expected at least 1")
+def _check(num_steps: Any) -> None:
+    check_sizes("a grid", num_steps=(num_steps, 1))

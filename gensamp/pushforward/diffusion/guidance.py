@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from gensamp.core import Network, PyTree, Static, bind
-from gensamp.nets.condition import told
+from gensamp.nets.condition import check_labels, told
 from gensamp.nets.event import Event
 from gensamp.noise import FLOOR, Noise, score_to_eps
 from gensamp.predictions import Prediction, check_prediction, combine, convert
@@ -160,7 +160,8 @@ def label_guidance(
         dropout: a probability.
 
     Raises:
-        ValueError: as for `classifier_free`, or dropout is no probability; on drawing, there is no condition.
+        ValueError: as for `classifier_free`, or dropout is no probability; on making a sampler, there is no condition, or it or
+            `null` is no label of the network.
 
     Example:
         model = diffusion_model(nets.mlp(template, num_classes=11), process, template=template, conditional=True,
@@ -243,6 +244,7 @@ def with_dropout(guidance: Guidance | None, loss: Any, conditional: bool) -> Any
 
 def _predict(noise, static, network, params, condition):
     prediction, returns = static.value
+    check_labels(condition, network.num_classes, "model.sampler")
     return denoiser(network, noise, params, condition, prediction, returns)
 
 
@@ -256,8 +258,9 @@ def _setting(name, strength, interval):
     """Strength and interval as leaves, checked."""
     if interval is None:
         return _number(strength), None
-    looked = not any(isinstance(bound, jax.core.Tracer) for bound in interval)
-    if len(interval) != 2 or (looked and not 0 <= float(interval[0]) <= float(interval[1])):
+    pair = isinstance(interval, tuple | list) and len(interval) == 2
+    looked = pair and not any(isinstance(bound, jax.core.Tracer) for bound in interval)
+    if not pair or (looked and not 0 <= float(interval[0]) <= float(interval[1])):
         raise ValueError(f"{name} got interval={interval}; expected (lowest, highest) noise level sigma / alpha")
     return _number(strength), tuple(_number(bound) for bound in interval)
 
@@ -314,6 +317,7 @@ def _labelled(null, strength, interval, rescale, predict, network, params, noise
         if not isinstance(label, tuple | list) or len(label) != 2:
             raise ValueError(f"label_guidance(strength=None) got the condition {label}; expected a pair (condition, strength)")
         label, strength = label[0], _number(label[1])
+    check_labels(null, network.num_classes, "label_guidance")
     pair = predict(network, params, (label,)), predict(network, params, (null,))
     return classifier_free(
         *pair, noise, strength=strength, interval=interval, rescale=rescale, prediction=prediction

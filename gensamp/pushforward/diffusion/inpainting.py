@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gensamp.core import Info, PyTree, Sampler, Static, bind
 from gensamp.noise import FLOOR, Noise, diffuse, root
@@ -48,7 +49,7 @@ def replacement(
     """Inpainting with any denoiser.
 
     Args:
-        known: one event in the data's units; what it holds where the mask is 0 does not matter.
+        known: one event in the data's units; what it holds where the mask is 0 does not matter, be it NaN.
         mask: like an event, or broadcast to one: 1 where a coordinate is known, 0 where it is to be drawn. Leaves, both, so
             `sample(each=)` gives each draw its own.
         repeats: passes over each step, 1 for plain replacement, 10 in RePaint.
@@ -58,7 +59,8 @@ def replacement(
         A finite Sampler of as many steps as the grid has, `repeats` forwards each. Known coordinates of a draw are as given.
 
     Raises:
-        ValueError: repeats is not positive, known or mask does not fit the template, or as for `ancestral`.
+        ValueError: repeats is not positive, known or mask does not fit the template, the mask holds other numbers than 0 and
+            1, or as for `ancestral`.
 
     Example:
         denoise = denoiser(network, process, params)
@@ -76,6 +78,10 @@ def replacement(
         )
     except ValueError as error:
         raise ValueError(f"replacement got known or mask unlike an event; expected shapes {shapes}") from error
+    if not all(isinstance(m, jax.core.Tracer) or np.isin(np.asarray(m), (0, 1)).all() for m in jax.tree.leaves(mask)):
+        raise ValueError("replacement got a mask of other numbers; expected 1 where a coordinate is known, and 0 elsewhere")
+    # Zero times NaN is NaN.
+    known = jax.tree.map(lambda m, a: jnp.where(m > 0, a, 0), mask, known)
     sampler = reverse(problem, _step, enter(problem.frame, known), mask, Static(repeats))
     return dataclasses.replace(sampler, position=bind(_position, sampler.position, known, mask))
 

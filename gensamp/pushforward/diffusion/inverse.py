@@ -85,7 +85,8 @@ def measured(
         Guided of the denoiser's cost, plus one backward pass through it, m for "tweedie".
 
     Raises:
-        ValueError: the moment or the prediction is unknown, scale is not positive, or y is not what the operator returns.
+        ValueError: the moment or the prediction is unknown, scale is not one positive number, the operator does not take an
+            event to real numbers, or y is not what it returns.
     """
     check_prediction(prediction, "measured")
     event = Event.of(template)
@@ -103,7 +104,7 @@ def measured_guidance(operator: Any, scale: Any, template: Any, *, moment: Momen
         operator, scale, template, moment, strength: as for `measured`.
 
     Raises:
-        ValueError: as for `measured`, about y when a sampler is made.
+        ValueError: as for `measured`; about y when a sampler is made.
 
     Example:
         model = diffusion_model(network, process, template=template, guidance=measured_guidance(blur, 0.1, template))
@@ -160,11 +161,18 @@ def _partial(function):
 def _check(event, operator, observed, scale, moment, name):
     if moment not in MOMENTS:
         raise ValueError(f"{name} got moment={moment!r}; expected one of {', '.join(MOMENTS)}")
-    if not isinstance(scale, jax.core.Tracer) and not float(scale) > 0:
-        raise ValueError(f"{name} got scale={scale}; expected the positive standard deviation of the noise")
+    if jnp.ndim(scale) or not (isinstance(scale, jax.core.Tracer) or float(scale) > 0):
+        raise ValueError(f"{name} got scale={scale}; expected one number, the positive standard deviation of the noise")
+    try:
+        seen = jax.eval_shape(operator, event.template)
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{name} got an operator that cannot take an event: {reason}") from error
+    if any(jnp.iscomplexobj(a) for a in jax.tree.leaves((seen, observed))):
+        raise ValueError(f"{name} got complex observations; expected an operator to return real numbers: stack .real and .imag")
     if observed is None:
         return
-    wanted = jax.tree.map(lambda a: tuple(a.shape), jax.eval_shape(operator, event.template))
+    wanted = jax.tree.map(lambda a: tuple(a.shape), seen)
     if wanted != jax.tree.map(jnp.shape, observed):
         raise ValueError(
             f"{name} got y of shape {jax.tree.map(jnp.shape, observed)}; expected {wanted}, what the operator returns"

@@ -24,13 +24,14 @@ import jax
 import jax.numpy as jnp
 
 from gensamp.core import Network, Static, bind
+from gensamp.nets.condition import check_labels
 from gensamp.nets.event import Event
 from gensamp.noise import Noise, diffuse
 from gensamp.predictions import combine, convert, rates
 from gensamp.pushforward.diffusion.weightings import Weighting, weighting_of
 from gensamp.pushforward.frame import enter, fit_frame
 
-__all__ = ["check_parts", "denoiser", "denoising_init", "denoising_loss", "split_condition"]
+__all__ = ["asked", "check_network", "check_parts", "denoiser", "denoising_init", "denoising_loss", "split_condition"]
 
 
 def denoising_init(network: Network, conditional: bool) -> Any:
@@ -55,11 +56,29 @@ def denoising_loss(
 
 def check_parts(network, noise) -> None:
     """Raises TypeError unless a diffusion model is made of a Network and a Noise, in this order."""
-    if not isinstance(network, Network):
-        raise TypeError(f"network is {type(network).__name__}; expected a Network, such as gensamp.nets.mlp(template)")
+    check_network(network)
     if not isinstance(noise, Noise):
         got = repr(noise) if isinstance(noise, str) else type(noise).__name__
         raise TypeError(f"noise is {got}; expected a Noise, such as gensamp.noise.cosine()")
+
+
+def check_network(network) -> None:
+    """Raises TypeError unless it is a Network."""
+    if not isinstance(network, Network):
+        raise TypeError(f"network is {type(network).__name__}; expected a Network, such as gensamp.nets.mlp(template)")
+
+
+def asked(network: Network, weights: Any, x: Any, t: Any, condition: tuple = ()) -> Any:
+    """What the network says of x at time t, for all that train one or draw with it; one forward.
+
+    Raises:
+        ValueError: it is not like x: broadcast against events it would train, and draw something else.
+    """
+    found = network.apply(weights, x, t, *condition)
+    if jax.tree.structure(found) != jax.tree.structure(x) or _shapes(found) != _shapes(x):
+        got, wanted = (jax.tree.map(lambda a: f"{jnp.result_type(a)}{list(jnp.shape(a))}", tree) for tree in (found, x))
+        raise ValueError(f"the network returned {got}; expected {wanted}, like x")
+    return found
 
 
 def denoiser(
@@ -93,7 +112,8 @@ def split_condition(conditional: bool, batch: Any) -> tuple[Any, tuple]:
 def _init(network, conditional, key, batch):
     if batch is None:
         raise ValueError("a diffusion model got no data; expected a batch of events to learn from")
-    x = split_condition(conditional.value, batch)[0]
+    x, condition = split_condition(conditional.value, batch)
+    check_labels(condition, network.num_classes, "a diffusion model")
     return {"network": network.init(key), **fit_frame(x)}, ()
 
 
@@ -111,7 +131,7 @@ def _loss(network, noise, event, options, params, state, key, batch):
     def one(key, t, x, *condition):
         eps, x0 = event.normal(key), enter(frame, x)
         wanted = _wanted(noise, t, x0, eps, prediction)
-        found = network.apply(params["network"], _scaled(noise, t, diffuse(noise, t, x0, eps)), t, *condition)
+        found = asked(network, params["network"], _scaled(noise, t, diffuse(noise, t, x0, eps)), t, condition)
         return jnp.square(event.flatten(found) - event.flatten(wanted)).mean()
 
     errors = jax.vmap(one)(jax.random.split(key_noise, size), times, x, *condition)
@@ -132,7 +152,7 @@ def _wanted(noise, t, x0, eps, prediction):
 def _predicted(network, noise, weights, condition, options, t, x):
     prediction, returns = options.value
     scaled = _scaled(noise, t, x)
-    found = network.apply(weights, scaled, t, *condition)
+    found = asked(network, weights, scaled, t, condition)
     if prediction != "v":
         return convert(noise, t, x, found, prediction, returns)
     # A network's v is divided by r, and then the ways back are v_to_eps and v_to_x0 with r in two places.
@@ -140,6 +160,10 @@ def _predicted(network, noise, weights, condition, options, t, x):
         return _scaled(noise, t, combine(noise.alpha(t), scaled, -noise.sigma(t), found))
     eps = _scaled(noise, t, diffuse(noise, t, found, scaled))
     return eps if returns == "eps" else convert(noise, t, x, eps, "eps", returns)
+
+
+def _shapes(tree):
+    return [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
 
 
 def _scaled(noise, t, x):

@@ -7,13 +7,15 @@ table.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any, Literal
 
 from gensamp.core import Model, Network, Sampler, Static, bind, scalar
 from gensamp.nets.event import Event
 from gensamp.noise import Noise
-from gensamp.pushforward.diffusion.ancestral import model_clip
+from gensamp.pushforward.diffusion.ancestral import model_clip, unasked
 from gensamp.pushforward.diffusion.grids import uniform_log_snr
 from gensamp.pushforward.diffusion.guidance import Guidance, steered, with_dropout
 from gensamp.pushforward.diffusion.losses import denoising_init, denoising_loss
@@ -59,7 +61,7 @@ def diffusion_model(
         Model; one forward per event in a loss; those of the solver in a draw.
 
     Raises:
-        ValueError: the solver refuses the grid, the process or an option.
+        ValueError: the solver refuses the grid, the process or an option, or one that must be an integer is none.
 
     Example:
         diffusion_model(network, noise.cosine(), template=template, solver=dpm_solver_pp, order=3, num_steps=15)
@@ -67,7 +69,10 @@ def diffusion_model(
     event = Event.of(template)
     loss = denoising_loss(network, noise, template, conditional, prediction, weighting)
     grid = uniform_log_snr(noise, num_steps) if grid is None else grid
-    static = {name: value for name, value in options.items() if isinstance(value, str | int)}
+    for name, parameter in inspect.signature(solver).parameters.items():
+        if parameter.annotation is int and not isinstance(options.get(name, 0), Integral):
+            raise ValueError(f"diffusion_model got {name}={options[name]!r}; expected an integer, such as 3")
+    static = {name: value for name, value in options.items() if isinstance(value, str | Integral)}
     leaves = {
         name: tuple(scalar(v, event.template) for v in value) if isinstance(value, tuple) else scalar(value, event.template)
         for name, value in options.items()
@@ -75,7 +80,7 @@ def diffusion_model(
     }
     bounds = model_clip(clip, event.template)
     # What the solver would refuse is better refused before the model is trained.
-    solver(bind(_unasked), noise, grid, event.template, prediction="x0", clip=bounds, **options)
+    solver(unasked(), noise, grid, event.template, prediction="x0", clip=bounds, **options)
     sampler = bind(
         _model_sampler,
         network,
@@ -94,11 +99,6 @@ def diffusion_model(
         sampler=sampler,
         log_density=None if likelihood is None else bind(_log_density, sampler),
     )
-
-
-def _unasked(t, x):
-    del t
-    return x
 
 
 def _model_sampler(network, noise, grid, event, clip, static, leaves, guidance, likelihood, params, *condition):

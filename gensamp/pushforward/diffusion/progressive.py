@@ -26,7 +26,7 @@ from gensamp.pushforward.diffusion.ancestral import model_clip
 from gensamp.pushforward.diffusion.ddim import ddim_sampler
 from gensamp.pushforward.diffusion.distillation import check_teacher, student_params
 from gensamp.pushforward.diffusion.grids import uniform_time
-from gensamp.pushforward.diffusion.losses import denoiser, split_condition
+from gensamp.pushforward.diffusion.losses import check_parts, denoiser, split_condition
 from gensamp.pushforward.frame import enter, frame_of
 
 __all__ = ["progressive"]
@@ -60,8 +60,10 @@ def progressive(
         Model; one forward per event in a loss and two of the teacher, counted as they come; one per step of a draw.
 
     Raises:
+        TypeError: the network or the process is none.
         ValueError: the numbers are not positive, teacher_steps is not num_steps times a power of two, or the teacher is none.
     """
+    check_parts(network, noise)
     if min(num_steps, stage_steps) < 1:
         raise ValueError(f"progressive got num_steps={num_steps}, stage_steps={stage_steps}; expected at least 1")
     halvings = (max(teacher_steps // num_steps, 1)).bit_length() - 1
