@@ -49,6 +49,8 @@ HOPELESS = 20.0
 # Above this many coordinates the curvature is taken by its diagonal.
 MOST_DENSE = 256
 BACK = 0.7
+# What central differences of gradients cannot tell from nothing: in float32 or less, and in float64.
+FLAT = (1e-4, 1e-8)
 
 
 def scattered(
@@ -258,7 +260,8 @@ def _times(noise: np.ndarray, root: np.ndarray) -> np.ndarray:
 def curvature(evaluate: Evaluate, position: np.ndarray, lanes: int) -> np.ndarray:
     """The covariance [d, d] of the normal law that has the log density's curvature at `position` [d].
 
-    Directions in which it is not curved, or curved upwards, get variance 1.
+    Directions in which it is curved upwards, or less than a difference of gradients can tell (`FLAT`), get variance 1, both in
+    units in which the curvature's diagonal is 1.
     """
     size, dtype = len(position), evaluate.dtype
     position = position.astype(dtype)
@@ -275,7 +278,7 @@ def curvature(evaluate: Evaluate, position: np.ndarray, lanes: int) -> np.ndarra
     # Scaled to a unit diagonal first: the eigenvalues of badly scaled matrices drown in rounding.
     scale = 1 / np.sqrt(np.maximum(np.abs(np.diag(hessian)), 1e-12))
     values, vectors = np.linalg.eigh(-hessian * scale[:, None] * scale)
-    flat = values < 1e-4
+    flat = values < FLAT[dtype.itemsize == 8]
     covariance = (vectors / np.where(flat, 1.0, values)) @ vectors.T
     return covariance * scale[:, None] * scale
 

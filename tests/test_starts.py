@@ -66,6 +66,22 @@ def test_starts_are_let_down_together_and_thrown_apart_by_the_curvature():
     np.testing.assert_allclose(away.std(0), 2 * SCALES, rtol=0.06)
 
 
+@pytest.mark.parametrize("least", [1e-5, 1e-7])
+def test_nearly_collinear_coordinates_get_their_long_variance_in_float64(least):
+    rotation = np.linalg.qr(np.random.default_rng(1).standard_normal((4, 4)))[0]
+    values, vectors = np.linalg.eigh((rotation * [least, 0.5, 1.0, 2.0]) @ rotation.T)
+    precision = (vectors * values) @ vectors.T
+    covariance = curvature(Density(lambda x: (-0.5 * np.sum(x @ precision * x, 1), -x @ precision)), np.zeros(4), 8)
+    np.testing.assert_allclose(np.linalg.eigvalsh(covariance)[-1], 1 / least, rtol=0.02)
+
+
+def test_directions_without_curvature_get_the_variance_one():
+    along = np.array([3.0, -2.0, 1.0, 0.5]) / np.sqrt(14.25)
+    precision = np.eye(4) - np.outer(along, along)
+    covariance = curvature(Density(lambda x: (-0.5 * np.sum(x @ precision * x, 1), -x @ precision)), np.ones(4), 8)
+    assert along @ covariance @ along < 20
+
+
 def test_a_normal_law_is_left_where_the_descent_ended():
     evaluate, rng = Density(quadratic), np.random.default_rng(0)
     trails = let_down(evaluate, rng.uniform(-2, 2, (8, 3)))
