@@ -371,16 +371,6 @@ def test_names_that_clash_are_refused(names):
     assert set(gs.to_arviz(by_hand(apart))["posterior"].data_vars) == {"a", "a.b"}
 
 
-def test_named_says_how_it_is_called():
-    target, position = targets.banana(), np.zeros((4, 5, 2), np.float32)
-    with pytest.raises(TypeError, match=r"expected named\(target, position\)"):
-        gs.named(position, target)
-    with pytest.raises(TypeError, match=r"such as draws\.position"):
-        gs.named(target, by_hand(position))
-    with pytest.raises(ValueError, match="position has shapes"):
-        gs.named(gs.Target.from_log_density(lambda x: -(x**2), jnp.zeros(())), 3.0)
-
-
 def test_without_arviz_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "arviz_base", None)
     with pytest.raises(ModuleNotFoundError, match="pip install 'gensamp\\[arviz\\]'"):
