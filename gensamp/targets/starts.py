@@ -102,8 +102,9 @@ def feasible_start(
 def endless_directions(target: Target, positions: PyTree, *, doublings: int = 40) -> list[str]:
     """The directions along which the density does not fall off fast enough to have an integral.
 
-    Lines run from the mean position both ways along every coordinate, and along what tells each chain from that mean: chains
-    of an improper posterior wander off along the very direction it does not end in. A line is endless if the last doubling
+    Lines run from the mean position both ways along every coordinate, and along what tells each chain from that mean, as it
+    is and rounded to simple ratios: chains of an improper posterior wander off along the very direction it does not end in, and
+    rounding would lead a long line off a narrow ridge. A line is endless if the last doubling
     of its length that still gives a number lowers the density by less than half. That is a sign and no proof: tails that fall
     like 1 / t or slower have no integral, but a law may also be endless in directions that no line here follows. A density of
     zero ends a line, unless it comes where exponentials overflow.
@@ -116,14 +117,14 @@ def endless_directions(target: Target, positions: PyTree, *, doublings: int = 40
     Returns:
         names such as "mu", "beta[2]" or "chain 3", each with "+" or "-"; empty if every line ends.
 
-    Cost: 2 (d + chains) (doublings + 1) log densities.
+    Cost: 2 (d + 2 chains) (doublings + 1) log densities.
     """
     log_density = require(target, "log_density", "endless_directions")
     flat = np.asarray(jax.vmap(lambda x: ravel_pytree(x)[0])(positions))
     centre, spread = flat.mean(0), np.maximum(flat.std(0), 1.0)
-    between = [row for row in flat - centre if np.abs(row).max() > 0]
-    labels = [*_labels(target.template), *(f"chain {c}" for c, row in enumerate(flat - centre) if np.abs(row).max() > 0)]
-    lines = np.concatenate([np.diag(spread), *([between] if between else [])]).astype(flat.dtype)
+    apart = {f"chain {c}": row for c, row in enumerate(flat - centre) if np.abs(row).max() > 0}
+    labels = [*_labels(target.template), *apart, *apart]
+    lines = np.stack([*np.diag(spread), *apart.values(), *map(_in_simple_ratios, apart.values())]).astype(flat.dtype)
     _, unravel = ravel_pytree(jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), target.template))
     lengths = (2.0 ** np.arange(doublings + 1)).astype(flat.dtype)
     overflow = np.log(np.finfo(flat.dtype).max)
@@ -136,7 +137,12 @@ def endless_directions(target: Target, positions: PyTree, *, doublings: int = 40
             zero = size < len(line) and line[size] == -np.inf and np.abs(centre + lengths[size] * way).max() < overflow
             if not zero and size > 1 and line[size - 1] - line[size - 2] > -np.log(2.0):
                 found.append(label + sign)
-    return found
+    return list(dict.fromkeys(found))
+
+
+def _in_simple_ratios(row):
+    """A direction in 64ths of its largest coordinate: a line along a ridge of equal or opposite ones does not leave it."""
+    return np.round(row / np.abs(row).max() * 64) * (np.abs(row).max() / 64)
 
 
 def _scattered(origin, radius, key):
