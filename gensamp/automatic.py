@@ -5,7 +5,7 @@
 Eight chains of HMC with paths of varying length (`mcmc.dynamic_hmc`) run side by side. More of them would not be ready sooner:
 an R-hat of 1.01 asks for about as many draws of each chain, however many there are. Their common metric is a full covariance
 (variances alone above 256 dimensions), which begins as the curvature where the best chain came to rest (`starts.py`) and is
-refined by all of them (`cross_chain.py`).
+refined by all of them (`cross_chain.py`). Draws whose steps diverge too often are given to warm-up, and the run starts again.
 Everything runs two compiled programs, the start (a batched gradient) and the step: compilation is most of the time to an
 answer, so nothing else is compiled while it lasts, and what can wait in another thread does.
 
@@ -30,7 +30,7 @@ from jax.sharding import PartitionSpec as P
 from gensamp import lanes
 from gensamp.clock import compile_clock
 from gensamp.core import Bill, Ledger, PyTree, Sampler, Target, check_key, require
-from gensamp.cross_chain import adapt_together
+from gensamp.cross_chain import adapt_together, bold, more_careful
 from gensamp.flat import flat_target, flatten, unflatten
 from gensamp.parallel import AXIS, put
 from gensamp.plan import Plan, make_plan
@@ -88,7 +88,7 @@ def auto(
     size = flat.template.shape[0]
     dense = size <= MOST_DENSE
     # Not split: the program of fold_in is needed all the same.
-    key_starts, key_warmup, key_draws = (jax.random.fold_in(key, event) for event in range(3))
+    key_starts, key_warmup, key_draws, key_again = (jax.random.fold_in(key, event) for event in range(4))
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key_starts)).tolist())
     run = {"mesh": mesh, "effort": "quick"}
     with ThreadPoolExecutor(2) as aside:
@@ -115,12 +115,15 @@ def auto(
         # More draws of a law that does not exist say no more.
         most_draws = min(most_draws, until.minimum) if unending else most_draws
         rule = _OnEverything(until, target, program)
+        drawing = {"until": rule, "progress": progress, **run}
         with warnings.catch_warnings():
             # Everything `sample` would warn of is in the message, and warned of below.
             warnings.simplefilter("ignore", UserWarning)
-            draws = sample(
-                key_draws, together.sampler, most_draws, initial=together.initial, until=rule, progress=progress, **run
-            )
+            draws = sample(key_draws, together.sampler, most_draws, initial=together.initial, **drawing)
+            if rule.stopped:
+                rule.wary = False
+                together = more_careful(together, draws, _kernel, flat)
+                draws = sample(key_again, together.sampler, most_draws, initial=together.initial, **drawing)
     if not unending and (draws.ending == "finished" or diverged(draws) > DIVERGED):
         unending = endless(target, start, draws.position[:, -1])
     unvisited = missed(gradient, together.left, draws.position)
@@ -199,13 +202,18 @@ class _Gradient:
         return np.asarray(state.logdensity)[:number], np.asarray(state.logdensity_grad)[:number]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _OnEverything:
-    """An `Until` on flat positions and on the named quantities as well, which `program` (a future, or None) makes of them."""
+    """An `Until` on flat positions and on the named quantities as well, which `program` (a future, or None) makes of them.
+
+    wary: whether it stops draws whose steps were too bold as well; stopped: whether it did.
+    """
 
     until: Until
     target: Target
     program: Any
+    wary: bool = True
+    stopped: bool = False
 
     @property
     def rhat(self):
@@ -217,7 +225,11 @@ class _OnEverything:
     def next_look(self, num_draws: int) -> int:
         return self.until.next_look(num_draws)
 
-    def met(self, position: np.ndarray) -> bool:
+    def met(self, position: np.ndarray, acceptance: np.ndarray, diverged: np.ndarray) -> bool:
+        self.stopped = self.wary and bold(acceptance, diverged)
+        return self.stopped or self._good_enough(position)
+
+    def _good_enough(self, position: np.ndarray) -> bool:
         if not self.until.met(position):
             return False
         if self.program is None:

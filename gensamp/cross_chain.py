@@ -15,11 +15,14 @@ Rounds grow until the chains agree: in every coordinate the means of the chains 
 explain, and the acceptance is met with a metric that has seen enough draws. It is for starts that are spread wider than the
 target (`starts.py`); then agreement says something.
 
+The last round may be too short to meet a narrow region, in which steps that are too long keep a chain for hundreds of draws. So
+a run whose draws diverge (`bold`) was one more round of warm-up, and a long one: `more_careful` learns from it.
+
 Sources: Hoffman, Radul and Sountsov 2021 (adaptation across chains); Gelman and Rubin 1992 (the agreement).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -29,13 +32,16 @@ from scipy.special import ndtri
 from tqdm.auto import tqdm
 
 from gensamp.core import Bill, Ledger, Sampler, Target, scalar
+from gensamp.runner import Draws, sample, shown
 
-__all__ = ["Together", "adapt_together"]
+__all__ = ["Together", "adapt_together", "bold", "more_careful"]
 
 FIRST_ROUND, GROWTH = 4, 1.4
 AGREEMENT = 1.2
 STUCK = 0.05
 DIVERGED, CAREFUL = 0.001, 0.95
+# Fewer divergences may be chance, and from this acceptance on shorter steps gain little.
+FEWEST, BOLD = 3, 0.9
 WELL_SEEN = 10
 
 
@@ -46,7 +52,7 @@ class Together:
     sampler: made with the values below, on flat events. initial: positions [chain, d]. step_size: scalar. inverse_mass_matrix:
     [d, d] or [d]. acceptance: [chain], mean over the last round. steps: of warm-up, per chain. settled: whether the chains
     agreed in the end. left: [times, d], where chains were stuck that started again from another one. ledger: the bill, under
-    `tune`.
+    `tune`. given: draws per chain that diverged too often and were given to warm-up.
     """
 
     sampler: Sampler
@@ -58,6 +64,7 @@ class Together:
     settled: bool
     left: np.ndarray
     ledger: Ledger
+    given: int = 0
 
 
 def adapt_together(
@@ -94,8 +101,6 @@ def adapt_together(
     Raises:
         KeyboardInterrupt: it was interrupted; what was learned so far is lost.
     """
-    from gensamp.runner import sample, shown
-
     eps, bill, spent, seen = float(step_size), Bill(), 0, 0
     position, settled, length, wanted = initial, False, float(FIRST_ROUND), target_acceptance
     left = [initial[:0]]
@@ -146,6 +151,40 @@ def adapt_together(
         inverse_mass_matrix=jnp.asarray(metric, initial.dtype), acceptance=accepted, steps=spent, settled=settled,
         left=np.concatenate(left), ledger=Ledger(tune=bill),
     )  # fmt: skip
+
+
+def bold(acceptance: np.ndarray, diverged: np.ndarray) -> bool:
+    """Whether draws [chain, draw] diverged more often than they may, with steps that could well be shorter."""
+    return bool(diverged.sum() >= FEWEST and diverged.mean() > DIVERGED and _mean(acceptance) < BOLD)
+
+
+def more_careful(together: Together, draws: Draws, make: Callable[..., Sampler], target: Target) -> Together:
+    """What is known when the draws of a run have become one more round of warm-up.
+
+    Args:
+        together: of the warm-up before. draws: of the run, on flat events. make, target: as for `adapt_together`.
+
+    Returns:
+        Together: a step for an acceptance of CAREFUL, the metric refined by these draws, chains where they are.
+
+    Raises:
+        KeyboardInterrupt: it came during these draws, of which nothing is to be kept.
+    """
+    if draws.interrupted:
+        raise KeyboardInterrupt(draws.message or "warm-up was interrupted")
+    position, metric = np.asarray(draws.position), np.asarray(together.inverse_mass_matrix, np.float64)
+    refined = _refined(metric, position.astype(np.float64))
+    metric = jnp.asarray(refined if _regular(refined, position.dtype) else metric, position.dtype)
+    step_size = together.step_size * scalar(_correction(_mean(draws.info.acceptance), CAREFUL), target.template)
+    return replace(
+        together, sampler=make(target, step_size, inverse_mass_matrix=metric), initial=position[:, -1], step_size=step_size,
+        inverse_mass_matrix=metric, acceptance=np.asarray(draws.info.acceptance).mean(1),
+        given=position.shape[1], ledger=Ledger(tune=together.ledger.tune + draws.ledger.sample),
+    )  # fmt: skip
+
+
+def _mean(acceptance: np.ndarray) -> float:
+    return float(np.where(np.isfinite(acceptance), acceptance, 0).mean())
 
 
 def _correction(acceptance: float, wanted: float) -> float:

@@ -138,7 +138,8 @@ def run_chains(plan: Plan, run: Run, until: Any) -> bool:
         if until is None or reached != look:
             return False
         look = until.next_look(reached)
-        return until.met(jax.tree.map(lambda a: a[:, :reached], run.shelf.arrays["position"]))
+        names = ("position", "acceptance", "diverged")
+        return until.met(*(jax.tree.map(lambda a: a[:, :reached], run.shelf.arrays[name]) for name in names))
 
     # A stored run's checkpoint is of the states after its last recorded draw, so the devices may not run ahead of it.
     ahead = run.shelf.checkpoint is None
