@@ -64,7 +64,7 @@ def auto(
         until: an `Until`, checked on every coordinate and every named quantity; `Until()` by default (bulk and tail ESS of
             400, R-hat of 1.01).
         num_chains: chains side by side, at least 4; by default 8, or as many as `initial` has.
-        most_draws: draws per chain, at most.
+        most_draws: draws per chain, at most; those that diverge too often and become warm-up, once, are not counted.
         initial: positions [chain, ...] to scatter from instead of Uniform(-2, 2); they are let down all the same.
         mesh, progress: as for `sample`.
 
@@ -114,16 +114,21 @@ def auto(
         unending = [] if together.settled else endless(target, start, together.initial)
         # More draws of a law that does not exist say no more.
         most_draws = min(most_draws, until.minimum) if unending else most_draws
-        rule = _OnEverything(until, target, program)
-        drawing = {"until": rule, "progress": progress, **run}
+        # Where paths are cut for their number of steps already, shorter ones would cut them more.
+        wary = float(together.step_size) * MOST_LEAPFROGS > np.pi
+        rule = _OnEverything(until, target, program, wary=wary)
+        drawing = {"progress": progress, **run}
         with warnings.catch_warnings():
             # Everything `sample` would warn of is in the message, and warned of below.
             warnings.simplefilter("ignore", UserWarning)
-            draws = sample(key_draws, together.sampler, most_draws, initial=together.initial, **drawing)
-            if rule.stopped:
-                rule.wary = False
+            draws = sample(key_draws, together.sampler, most_draws, initial=together.initial, until=rule, **drawing)
+            if rule.stopped and draws.interrupted:
+                message = f"interrupted after {draws.position.shape[1]} of {most_draws} draws"
+                draws = dataclasses.replace(draws, ending="interrupted", message=message)
+            elif rule.stopped:
+                rule = dataclasses.replace(rule, wary=False)
                 together = more_careful(together, draws, _kernel, flat)
-                draws = sample(key_again, together.sampler, most_draws, initial=together.initial, **drawing)
+                draws = sample(key_again, together.sampler, most_draws, initial=together.initial, until=rule, **drawing)
     if not unending and (draws.ending == "finished" or diverged(draws) > DIVERGED):
         unending = endless(target, start, draws.position[:, -1])
     unvisited = missed(gradient, together.left, draws.position)
@@ -225,11 +230,11 @@ class _OnEverything:
     def next_look(self, num_draws: int) -> int:
         return self.until.next_look(num_draws)
 
-    def met(self, position: np.ndarray, acceptance: np.ndarray, diverged: np.ndarray) -> bool:
+    def too_bold(self, acceptance: np.ndarray, diverged: np.ndarray) -> bool:
         self.stopped = self.wary and bold(acceptance, diverged)
-        return self.stopped or self._good_enough(position)
+        return self.stopped
 
-    def _good_enough(self, position: np.ndarray) -> bool:
+    def met(self, position: np.ndarray) -> bool:
         if not self.until.met(position):
             return False
         if self.program is None:

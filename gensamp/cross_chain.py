@@ -52,7 +52,7 @@ class Together:
     sampler: made with the values below, on flat events. initial: positions [chain, d]. step_size: scalar. inverse_mass_matrix:
     [d, d] or [d]. acceptance: [chain], mean over the last round. steps: of warm-up, per chain. settled: whether the chains
     agreed in the end. left: [times, d], where chains were stuck that started again from another one. ledger: the bill, under
-    `tune`. given: draws per chain that diverged too often and were given to warm-up.
+    `tune`. given: draws per chain that diverged too often and were given to warm-up. first_step: the step size of those.
     """
 
     sampler: Sampler
@@ -65,6 +65,7 @@ class Together:
     left: np.ndarray
     ledger: Ledger
     given: int = 0
+    first_step: float | None = None
 
 
 def adapt_together(
@@ -115,7 +116,7 @@ def adapt_together(
         bill += draws.ledger.tune + draws.ledger.sample
         spent += steps
         position, history = np.asarray(draws.position[:, -1]), np.asarray(draws.position, np.float64)
-        accepted = np.where(np.isfinite(draws.info.acceptance), draws.info.acceptance, 0).mean(1)
+        accepted = _accepted(draws.info.acceptance)
         mean = float(accepted.mean())
         bar.update(steps)
         agree = _agree(history)
@@ -128,7 +129,7 @@ def adapt_together(
             eps *= _correction(mean, wanted)
             sampler = make(target, scalar(eps, target.template), inverse_mass_matrix=jnp.asarray(metric, initial.dtype))
             break
-        stuck = (accepted < STUCK) & (np.median(accepted) > 0.5)
+        stuck = _stuck(accepted)
         if stuck.any():
             others = np.flatnonzero(~stuck)
             left.append(position[stuck])
@@ -155,7 +156,7 @@ def adapt_together(
 
 def bold(acceptance: np.ndarray, diverged: np.ndarray) -> bool:
     """Whether draws [chain, draw] diverged more often than they may, with steps that could well be shorter."""
-    return bool(diverged.sum() >= FEWEST and diverged.mean() > DIVERGED and _mean(acceptance) < BOLD)
+    return bool(diverged.sum() >= FEWEST and diverged.mean() > DIVERGED and _accepted(acceptance).mean() < BOLD)
 
 
 def more_careful(together: Together, draws: Draws, make: Callable[..., Sampler], target: Target) -> Together:
@@ -166,25 +167,28 @@ def more_careful(together: Together, draws: Draws, make: Callable[..., Sampler],
 
     Returns:
         Together: a step for an acceptance of CAREFUL, the metric refined by these draws, chains where they are.
-
-    Raises:
-        KeyboardInterrupt: it came during these draws, of which nothing is to be kept.
     """
-    if draws.interrupted:
-        raise KeyboardInterrupt(draws.message or "warm-up was interrupted")
     position, metric = np.asarray(draws.position), np.asarray(together.inverse_mass_matrix, np.float64)
-    refined = _refined(metric, position.astype(np.float64))
-    metric = jnp.asarray(refined if _regular(refined, position.dtype) else metric, position.dtype)
-    step_size = together.step_size * scalar(_correction(_mean(draws.info.acceptance), CAREFUL), target.template)
+    accepted = _accepted(draws.info.acceptance)
+    moving = ~_stuck(accepted)
+    mean, first_step = float(accepted[moving].mean()), float(together.step_size)
+    refined = _refined(metric, position[moving].astype(np.float64))
+    metric = jnp.asarray(refined if mean > 0.5 and _regular(refined, position.dtype) else metric, position.dtype)
+    step_size = scalar(first_step * _correction(mean, CAREFUL), target.template)
     return replace(
         together, sampler=make(target, step_size, inverse_mass_matrix=metric), initial=position[:, -1], step_size=step_size,
-        inverse_mass_matrix=metric, acceptance=np.asarray(draws.info.acceptance).mean(1),
-        given=position.shape[1], ledger=Ledger(tune=together.ledger.tune + draws.ledger.sample),
+        inverse_mass_matrix=metric, given=position.shape[1], first_step=first_step,
+        ledger=Ledger(tune=together.ledger.tune + draws.ledger.tune + draws.ledger.sample),
     )  # fmt: skip
 
 
-def _mean(acceptance: np.ndarray) -> float:
-    return float(np.where(np.isfinite(acceptance), acceptance, 0).mean())
+def _accepted(acceptance: np.ndarray) -> np.ndarray:
+    """The mean acceptance of each chain."""
+    return np.where(np.isfinite(acceptance), acceptance, 0).mean(1)
+
+
+def _stuck(accepted: np.ndarray) -> np.ndarray:
+    return (accepted < STUCK) & (np.median(accepted) > 0.5)
 
 
 def _correction(acceptance: float, wanted: float) -> float:

@@ -133,13 +133,16 @@ def run_chains(plan: Plan, run: Run, until: Any) -> bool:
         return False
     run.settle(phase=SAMPLE)
 
+    # A rule may end a run for how its steps went as well.
+    looked_at = ("position", "acceptance", "diverged") if hasattr(until, "too_bold") else ("position",)
+
     def decided() -> bool:
         nonlocal look
         if until is None or reached != look:
             return False
         look = until.next_look(reached)
-        names = ("position", "acceptance", "diverged")
-        return until.met(*(jax.tree.map(lambda a: a[:, :reached], run.shelf.arrays[name]) for name in names))
+        so_far = {name: jax.tree.map(lambda a: a[:, :reached], run.shelf.arrays[name]) for name in looked_at}
+        return until.met(so_far.pop("position")) or (bool(so_far) and until.too_bold(**so_far))
 
     # A stored run's checkpoint is of the states after its last recorded draw, so the devices may not run ahead of it.
     ahead = run.shelf.checkpoint is None

@@ -61,7 +61,10 @@ def remarks(
         times = len(together.left)
         notes.append(f"{times} times a chain was stuck in warm-up while the others moved, and started again from one of them")
     if together.given:
-        notes.append(f"the first {together.given} draws per chain diverged too often, and were one more round of warm-up")
+        notes.append(
+            f"the first {together.given} draws per chain diverged too often and became warm-up: the step was shortened from "
+            f"{together.first_step:.3g}"
+        )
     if unvisited:
         worries.append(
             f"{unvisited} of the places where chains were stuck are as high as where the draws are, and no draw came by: if "

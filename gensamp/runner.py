@@ -68,11 +68,8 @@ class Until:
             look = int(np.ceil(1.5 * look))
         return look
 
-    def met(self, position: PyTree, acceptance: Any = None, diverged: Any = None) -> bool:
-        """Whether draws [chain, draw, ...] satisfy the rule (Vehtari et al. 2021, by arviz-stats).
-
-        acceptance, diverged: [chain, draw], which a rule of one's own is handed as well; this one does not look at them.
-        """
+    def met(self, position: PyTree) -> bool:
+        """Whether draws [chain, draw, ...] satisfy the rule (Vehtari et al. 2021, by arviz-stats)."""
         return all(self._met_by(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(position))
 
     @np.errstate(all="ignore")  # quotients of draws that overflow, or that never move, come out as no

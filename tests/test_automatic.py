@@ -165,22 +165,28 @@ def test_draws_that_diverge_too_often_become_warm_up(monkeypatch):
     key, target, rule = jax.random.key(0), badly_scaled(), gs.Until(ess=1, rhat=10.0)
     monkeypatch.setattr("gensamp.automatic.bold", lambda acceptance, diverged: False)
     plain = gs.auto(key, target, rule)
+    patient, unmet = gs.Until(ess=1e9, minimum=100), "all 120 draws were made"
+    with pytest.warns(UserWarning, match=unmet):
+        gs.auto(key, target, patient, most_draws=120)
     looks = []
     monkeypatch.setattr("gensamp.automatic.bold", lambda acceptance, diverged: looks.append(acceptance.shape) or True)
-    again = gs.auto(key, target, rule)
+    with compile_clock() as clock, pytest.warns(UserWarning, match=unmet):
+        again = gs.auto(key, target, patient, most_draws=120)
     assert looks == [(8, 100)], "one run is given away, and no more"
-    assert any("first 100 draws per chain diverged" in note for note in again.notes) and again.ending == "converged"
+    assert clock.count == 0 and again.position.shape[1] == 120
+    assert any("first 100 draws per chain diverged" in note for note in again.notes)
     assert again.ledger.tune.gradients == plain.ledger.tune.gradients + plain.ledger.sample.gradients
     assert again.info.acceptance.mean() > plain.info.acceptance.mean()
     monkeypatch.setattr("gensamp.automatic.bold", lambda *_: signal.raise_signal(signal.SIGINT) is None)
-    with pytest.raises(KeyboardInterrupt):
-        gs.auto(key, target, rule)
+    with pytest.warns(UserWarning, match="interrupted after 100 of"):
+        stopped = gs.auto(key, target, patient)
+    assert stopped.ending == "interrupted" and stopped.position.shape[1] == 100
 
 
 def test_steps_too_long_for_a_neck_are_met_in_the_draws():
     neck = gs.Target.from_log_density(log_neck, jnp.zeros(6))
     runs = [gs.auto(jax.random.key(seed), neck) for seed in range(8)]
-    assert any("one more round of warm-up" in note for run in runs for note in run.notes)
+    assert any("became warm-up" in note for run in runs for note in run.notes)
     assert {run.ending for run in runs} == {"converged"}
 
 
