@@ -141,8 +141,8 @@ def run_chains(plan: Plan, run: Run, until: Any) -> bool:
         if until is None or reached != look:
             return False
         look = until.next_look(reached)
-        so_far = {name: jax.tree.map(lambda a: a[:, :reached], run.shelf.arrays[name]) for name in looked_at}
-        return until.met(so_far.pop("position")) or (bool(so_far) and until.too_bold(**so_far))
+        position, *steps = (jax.tree.map(lambda a: a[:, :reached], run.shelf.arrays[name]) for name in looked_at)
+        return until.met(position) or (bool(steps) and until.too_bold(*steps))
 
     # A stored run's checkpoint is of the states after its last recorded draw, so the devices may not run ahead of it.
     ahead = run.shelf.checkpoint is None
