@@ -183,6 +183,15 @@ def test_draws_that_diverge_too_often_become_warm_up(monkeypatch):
     assert stopped.ending == "interrupted" and stopped.position.shape[1] == 100
 
 
+@pytest.mark.parametrize(("most", "restarts"), [(256, True), (2, False)])
+def test_paths_that_are_cut_anyway_are_not_made_of_shorter_steps(most, restarts, monkeypatch):
+    monkeypatch.setattr("gensamp.automatic.MOST_LEAPFROGS", most)
+    monkeypatch.setattr("gensamp.automatic.bold", lambda *_: True)
+    with pytest.warns(UserWarning, match="all 120 draws were made"):
+        draws = gs.auto(jax.random.key(0), badly_scaled(), gs.Until(ess=1e9), most_draws=120)
+    assert any("became warm-up" in note for note in draws.notes) == restarts
+
+
 def test_steps_too_long_for_a_neck_are_met_in_the_draws():
     neck = gs.Target.from_log_density(log_neck, jnp.zeros(6))
     runs = [gs.auto(jax.random.key(seed), neck) for seed in range(8)]
@@ -233,6 +242,14 @@ def test_data_outside_of_a_support_are_named_by_numpyro():
 def test_half_precision_is_refused():
     with pytest.raises(ValueError, match="auto got events of float16; expected float32 or float64"):
         gs.auto(jax.random.key(0), gs.Target.from_log_density(lambda x: -(x @ x), jnp.zeros(2, jnp.float16)))
+
+
+def test_events_of_float32_are_drawn_as_such_in_double_precision():
+    with jax.enable_x64(True):
+        target = gs.Target.from_log_density(lambda x: -0.5 * (x @ x), jnp.zeros(2, jnp.float32))
+        draws = gs.auto(jax.random.key(0), target)
+    assert draws.ending == "converged"
+    assert draws.position.dtype == np.float32
 
 
 def test_a_site_without_a_coordinate_keeps_its_value():

@@ -107,8 +107,19 @@ def read_start(start: Any, template: PyTree) -> Partial:
 
 
 def euclidean(inverse_mass_matrix: jax.Array) -> Metric:
-    """blackjax's metric of the kinetic energy p' M^-1 p / 2."""
-    return gaussian_euclidean(inverse_mass_matrix)
+    """blackjax's metric of the kinetic energy p' M^-1 p / 2, with momenta in the dtypes of positions.
+
+    blackjax takes roots of a covariance in jax's default dtype, which makes float64 of float32 where that is not the same.
+    """
+    metric = gaussian_euclidean(inverse_mass_matrix)
+    return metric._replace(sample_momentum=_like_second(metric.sample_momentum), scale=_like_second(metric.scale))
+
+
+def _like_second(function):
+    def cast(first, second, **options):
+        return jax.tree.map(lambda a, like: a.astype(like.dtype), function(first, second, **options), second)
+
+    return cast
 
 
 def strong(state: PyTree) -> PyTree:

@@ -30,7 +30,7 @@ from blackjax.util import linear_map
 from jax.flatten_util import ravel_pytree
 
 from gensamp.core import Info, PyTree, Sampler, Static, Target, bind, scalar
-from gensamp.mcmc.arguments import read_log_density, read_metric, read_start, read_step_size, strong
+from gensamp.mcmc.arguments import euclidean, read_log_density, read_metric, read_start, read_step_size, strong
 
 __all__ = ["dynamic_hmc", "jitter", "path_steps", "read_most_steps", "read_positive"]
 
@@ -133,7 +133,7 @@ def _init(log_density, key, position):
 
 def _step(log_density, step_size, inverse_mass_matrix, trajectory_length, most, report, key, state, index):
     count = path_steps(jitter(index, step_size.dtype) * trajectory_length, step_size, most)
-    state, info = _HMC(key, state, log_density, step_size, inverse_mass_matrix, count)
+    state, info = _HMC(key, state, log_density, step_size, euclidean(inverse_mass_matrix), count)
     energy, path = report.value
     extra = {"energy": info.energy} if energy else {}
     extra |= _end(inverse_mass_matrix, info.proposal) if path else {}

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from gensamp.core import Info, Sampler, Static, Target, bind, scalar
-from gensamp.mcmc.arguments import read_log_density, read_metric, read_start, read_step_size, strong
+from gensamp.mcmc.arguments import euclidean, read_log_density, read_metric, read_start, read_step_size, strong
 
 __all__ = ["hmc", "nuts"]
 
@@ -92,14 +92,17 @@ def nuts(
         run backwards through it.
 
     Raises:
-        ValueError: the target has no log_density, a size is not positive, the metric does not fit the event, or the event is of
-            half precision.
+        ValueError: the target has no log_density, a size is not positive, the metric does not fit the event, or the event is
+            not of jax's default float dtype.
     """
     log_density = read_log_density(target, "nuts")
     if not isinstance(max_tree_depth, int) or not 1 <= max_tree_depth <= 30:
         raise ValueError(f"nuts got max_tree_depth {max_tree_depth!r}; expected an integer from 1 to 30")
-    if (dtype := scalar(0, target.template).dtype).itemsize < 4:
-        raise ValueError(f"nuts got events of {dtype}; expected float32 or float64, in which blackjax keeps a tree's weights")
+    dtype, default = scalar(0, target.template).dtype, jax.dtypes.canonicalize_dtype(float)
+    if dtype != default:
+        raise ValueError(
+            f"nuts got events of {dtype}; expected {default}, jax's default, in which blackjax keeps a tree's weights"
+        )
     return Sampler(
         start=read_start(start, target.template),
         init=bind(_init, log_density),
@@ -119,7 +122,7 @@ def _init(log_density, key, position):
 def _hmc_step(log_density, step_size, inverse_mass_matrix, count, report, key, state, index):
     del index
     count = count.value if isinstance(count, Static) else count
-    state, info = _HMC(key, state, log_density, step_size, inverse_mass_matrix, count)
+    state, info = _HMC(key, state, log_density, step_size, euclidean(inverse_mass_matrix), count)
     extra = {"energy": info.energy} if report.value else ()
     return strong(state), Info.of(
         gradients=count, acceptance=info.acceptance_rate, diverged=info.is_divergent, extra=strong(extra)

@@ -120,7 +120,7 @@ def _mala_init(log_density, key, position):
 
 def _mala_step(log_density, step_size, inverse_mass_matrix, key, state, index):
     del index
-    state, info = _KERNEL(key, state, log_density, jnp.sqrt(2 * step_size), inverse_mass_matrix, 1)
+    state, info = _KERNEL(key, state, log_density, jnp.sqrt(2 * step_size), euclidean(inverse_mass_matrix), 1)
     return strong(state), Info.of(gradients=1, acceptance=info.acceptance_rate, diverged=info.is_divergent)
 
 

@@ -22,6 +22,7 @@ def batch_density(x, batch):
 
 
 BATCHES = gs.Target(template=TARGET.template, minibatch_log_density=Partial(batch_density), data=np.zeros((50, 2), np.float32))
+COVARIANCE = np.array([[1.0, 0.5], [0.5, 2.0]])
 SIZES = [
     *[(make, (TARGET,), {}, "step_size") for make in (mcmc.random_walk, mcmc.mala, mcmc.ula, mcmc.barker, mcmc.hmc, mcmc.nuts)],
     *[
@@ -128,3 +129,18 @@ def test_lists_are_arrays_to_levels_and_metrics():
     assert any(np.array_equal(a, [1.0, 2.0]) for a in jax.tree.leaves(metric))
     for a, b in zip(jax.tree.leaves(lists), jax.tree.leaves(arrays), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [mcmc.hmc, mcmc.dynamic_hmc, mcmc.mala, mcmc.barker, mcmc.random_walk, mcmc.ghmc, mcmc.malt, mcmc.underdamped, mcmc.ula],
+)
+def test_a_covariance_keeps_events_of_float32_as_they_are_in_double_precision(make):
+    """The same draws, as float32, as where float32 is all there is."""
+    sampler = make(TARGET, 0.3, inverse_mass_matrix=COVARIANCE)
+    expected = gs.chain(jax.random.key(0), sampler, 5).position
+    with jax.enable_x64(True):
+        sampler = make(TARGET, 0.3, inverse_mass_matrix=COVARIANCE)
+        found = gs.chain(jax.random.key(0), sampler, 5).position
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

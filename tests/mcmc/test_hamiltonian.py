@@ -58,10 +58,12 @@ def test_nuts_path_is_bounded_by_its_depth(target):
     assert draws.info.gradients.tolist() == [7] * 20
 
 
-def test_nuts_refuses_half_precision():
-    half = gs.Target.from_log_density(lambda x: -(x @ x), jnp.zeros(2, jnp.bfloat16))
-    with pytest.raises(ValueError, match="nuts got events of bfloat16; expected float32 or float64"):
-        gs.mcmc.nuts(half, 0.5)
+@pytest.mark.parametrize(("dtype", "x64", "expected"), [("bfloat16", False, "float32"), ("float32", True, "float64")])
+def test_nuts_refuses_events_that_are_not_of_the_default_dtype(dtype, x64, expected):
+    with jax.enable_x64(x64):
+        target = gs.Target.from_log_density(lambda x: -(x @ x), jnp.zeros(2, dtype))
+        with pytest.raises(ValueError, match=f"nuts got events of {dtype}; expected {expected}, jax's default"):
+            gs.mcmc.nuts(target, 0.5)
 
 
 def test_hmc_reports_divergence_and_stays(target):
