@@ -10,6 +10,7 @@ import dataclasses
 import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gensamp.core import Target, Truth
@@ -29,12 +30,19 @@ def with_long_run(key: jax.Array, target: Target) -> Target:
 
     Raises:
         KeyboardInterrupt: the run was interrupted.
-        ValueError: the run is worth fewer than 200 draws; give the target exact= or reference draws.
+        ValueError: the run is worth fewer than 200 draws, or events are not of jax's default dtype, which NUTS needs; give the
+            target exact= or reference draws.
     """
     from gensamp.adapt import tune
     from gensamp.mcmc import nuts
     from gensamp.runner import sample
 
+    dtype = jnp.result_type(*jax.tree.leaves(target.template))
+    if dtype != jnp.result_type(float):
+        raise ValueError(
+            f"target '{target.name}' has nothing to be judged against, and events of {dtype}, which a long NUTS run cannot "
+            f"draw where jax's default is {jnp.result_type(float)}; give it exact=, or truth=Truth(reference=...)"
+        )
     key_tune, key_draw = jax.random.split(key)
     tuned = tune(key_tune, nuts, target, num_chains=NUM_CHAINS, progress=False)
     draws = sample(key_draw, tuned.sampler, NUM_DRAWS, initial=tuned.initial, progress=False)

@@ -107,24 +107,29 @@ def read_start(start: Any, template: PyTree) -> Partial:
 
 
 def euclidean(inverse_mass_matrix: jax.Array) -> Metric:
-    """blackjax's metric of the kinetic energy p' M^-1 p / 2, with momenta in the dtypes of positions.
+    """blackjax's metric of the kinetic energy p' M^-1 p / 2, whose momenta have the dtypes of positions.
 
-    blackjax takes roots of a covariance in jax's default dtype, which makes float64 of float32 where that is not the same.
+    blackjax inverts the root of a covariance against an identity of jax's default dtype, which makes float64 of float32 where
+    `jax_enable_x64` is on.
     """
     metric = gaussian_euclidean(inverse_mass_matrix)
-    return metric._replace(sample_momentum=_like_second(metric.sample_momentum), scale=_like_second(metric.scale))
 
+    def sample_momentum(rng_key, position):
+        return _as_typed(position, metric.sample_momentum(rng_key, position))
 
-def _like_second(function):
-    def cast(first, second, **options):
-        return jax.tree.map(lambda a, like: a.astype(like.dtype), function(first, second, **options), second)
+    def scale(position, element, *, inv, trans):
+        return _as_typed(element, metric.scale(position, element, inv=inv, trans=trans))
 
-    return cast
+    return metric._replace(sample_momentum=sample_momentum, scale=scale)
 
 
 def strong(state: PyTree) -> PyTree:
     """The same arrays with strong types: a weakly typed state would compile everything downstream twice."""
     return jax.tree.map(lambda a: jax.lax.convert_element_type(a, jnp.result_type(a)), state)
+
+
+def _as_typed(like, tree):
+    return jax.tree.map(lambda a, b: a.astype(b.dtype), tree, like)
 
 
 def _below_infinity(log_density, x):

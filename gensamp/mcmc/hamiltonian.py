@@ -98,10 +98,11 @@ def nuts(
     log_density = read_log_density(target, "nuts")
     if not isinstance(max_tree_depth, int) or not 1 <= max_tree_depth <= 30:
         raise ValueError(f"nuts got max_tree_depth {max_tree_depth!r}; expected an integer from 1 to 30")
-    dtype, default = scalar(0, target.template).dtype, jax.dtypes.canonicalize_dtype(float)
+    dtype, default = scalar(0, target.template).dtype, jnp.result_type(float)
     if dtype != default:
         raise ValueError(
-            f"nuts got events of {dtype}; expected {default}, jax's default, in which blackjax keeps a tree's weights"
+            f"nuts got events of {dtype}; expected {default}, jax's default, in which blackjax keeps a tree's weights: make "
+            "the template so, or use dynamic_hmc"
         )
     return Sampler(
         start=read_start(start, target.template),

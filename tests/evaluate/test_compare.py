@@ -206,3 +206,10 @@ def test_a_run_that_failed_on_the_way_is_a_row_that_says_why(target, monkeypatch
     with pytest.warns(UserWarning, match="exact failed on plain density: RuntimeError: failed after 10 of 300 draws"):
         found = compare(jax.random.key(0), target, {"exact": exactly}, "tiny", progress=False)
     assert found.rows[0].report is None and "it broke" in found.rows[0].failure
+
+
+def test_a_density_of_float32_without_a_truth_is_named_in_double_precision():
+    with jax.enable_x64(True):
+        bare = Target.from_log_density(log_density, jnp.zeros(2, jnp.float32), name="bare")
+        with pytest.raises(ValueError, match="'bare' has nothing to be judged against, and events of float32"):
+            compare(jax.random.key(0), bare, ["mala"], "tiny", progress=False)

@@ -2,6 +2,7 @@
 
 import warnings
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -131,16 +132,36 @@ def test_lists_are_arrays_to_levels_and_metrics():
         np.testing.assert_array_equal(a, b)
 
 
+TREE = gs.Target.from_log_density(
+    lambda x: -0.5 * (x["one"] @ x["one"] + x["two"] ** 2),
+    {"one": jnp.zeros(1, jnp.float32), "two": jnp.zeros((), jnp.float32)},
+)
+
+
+@pytest.mark.parametrize("target", [TARGET, TREE])
 @pytest.mark.parametrize(
     "make",
-    [mcmc.hmc, mcmc.dynamic_hmc, mcmc.mala, mcmc.barker, mcmc.random_walk, mcmc.ghmc, mcmc.malt, mcmc.underdamped, mcmc.ula],
+    [
+        mcmc.hmc,
+        mcmc.dynamic_hmc,
+        mcmc.mala,
+        mcmc.ula,
+        mcmc.barker,
+        mcmc.random_walk,
+        mcmc.ghmc,
+        mcmc.malt,
+        mcmc.underdamped,
+        mcmc.mams,
+    ],
 )
-def test_a_covariance_keeps_events_of_float32_as_they_are_in_double_precision(make):
+def test_a_covariance_keeps_events_of_float32_as_they_are_in_double_precision(make, target):
     """The same draws, as float32, as where float32 is all there is."""
-    sampler = make(TARGET, 0.3, inverse_mass_matrix=COVARIANCE)
-    expected = gs.chain(jax.random.key(0), sampler, 5).position
+
+    def drawn():
+        return gs.chain(jax.random.key(0), make(target, 0.3, inverse_mass_matrix=COVARIANCE), 5).position
+
+    expected = drawn()
     with jax.enable_x64(True):
-        sampler = make(TARGET, 0.3, inverse_mass_matrix=COVARIANCE)
-        found = gs.chain(jax.random.key(0), sampler, 5).position
-    assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+        found = drawn()
+    chex.assert_trees_all_equal_dtypes(found, target.template)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-5)

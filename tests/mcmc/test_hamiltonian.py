@@ -66,6 +66,13 @@ def test_nuts_refuses_events_that_are_not_of_the_default_dtype(dtype, x64, expec
             gs.mcmc.nuts(target, 0.5)
 
 
+def test_nuts_draws_in_double_precision():
+    with jax.enable_x64(True):
+        target = gs.Target.from_log_density(lambda x: -(x @ x), jnp.zeros(2))
+        position = gs.chain(jax.random.key(0), gs.mcmc.nuts(target, 0.5, inverse_mass_matrix=jnp.eye(2)), 5).position
+    assert position.dtype == jnp.float64
+
+
 def test_hmc_reports_divergence_and_stays(target):
     draws = gs.chain(jax.random.key(0), gs.mcmc.hmc(target, 50.0), 20)
     assert bool(draws.info.diverged.all())
