@@ -35,9 +35,10 @@ from blackjax.adaptation.meads_adaptation import maximum_eigenvalue
 from blackjax.mcmc.hmc import HMCState
 from jax.flatten_util import ravel_pytree
 
-from gensamp.adapt_metric import cast, learner, whiten
+from gensamp.adapt_metric import learner, whiten
 from gensamp.adapt_windows import HOLD, TEACH, Counts, bare, identity
 from gensamp.core import Info, Sampler, Static, Target, Traits, bind, scalar
+from gensamp.mcmc.arguments import cast
 from gensamp.mcmc.dynamic_hamiltonian import jitter
 
 __all__ = ["SHORT", "CheesState", "adaptation"]

@@ -28,9 +28,10 @@ from blackjax.adaptation.meads_adaptation import maximum_eigenvalue
 from blackjax.mcmc.ghmc import GHMCState
 from jax.flatten_util import ravel_pytree
 
-from gensamp.adapt_metric import cast, colour, learner, whiten
+from gensamp.adapt_metric import colour, learner, whiten
 from gensamp.adapt_windows import HOLD, TEACH, Counts, bare, identity
 from gensamp.core import Info, Sampler, Static, Target, Traits, bind, scalar
+from gensamp.mcmc.arguments import cast
 
 __all__ = ["FOLDS", "MeadsState", "adaptation", "second_half", "share"]
 

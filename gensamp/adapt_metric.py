@@ -21,14 +21,16 @@ low-rank metric of nutpie).
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from blackjax.adaptation.mass_matrix import WelfordAlgorithmState, mass_matrix_adaptation, welford_algorithm
 from blackjax.adaptation.metric_estimators import fisher_score_low_rank
 
-__all__ = ["METRICS", "Learner", "LowRankState", "cast", "colour", "learner", "whiten"]
+from gensamp.mcmc.arguments import cast
+
+__all__ = ["METRICS", "Learner", "LowRankState", "colour", "learner", "whiten"]
 
 METRICS = ("diagonal", "dense", "low_rank")
 # Directions a low-rank metric has at most; the weight of the identity beside covariances in units of s, for n draws and at
@@ -87,11 +89,6 @@ def colour(inverse_mass_matrix: jax.Array, rows: jax.Array) -> jax.Array:
     if inverse_mass_matrix.ndim == 1:
         return rows * jnp.sqrt(inverse_mass_matrix)[None]
     return rows @ jnp.linalg.cholesky(inverse_mass_matrix)
-
-
-def cast(new: Any, old: Any) -> Any:
-    """A state with the dtypes of the one before it; blackjax mixes in the default ones."""
-    return jax.tree.map(lambda a, b: jnp.asarray(a).astype(b.dtype), new, old)
 
 
 def _low_rank_init(inverse_mass_matrix):

@@ -20,8 +20,9 @@ from blackjax.adaptation.step_size import dual_averaging_adaptation
 from blackjax.adaptation.window_adaptation import build_schedule
 from jax.flatten_util import ravel_pytree
 
-from gensamp.adapt_metric import cast, learner
+from gensamp.adapt_metric import learner
 from gensamp.core import PyTree, Sampler, Static, Target, bind, scalar
+from gensamp.mcmc.arguments import cast
 
 __all__ = ["HOLD", "TEACH", "AdaptState", "Counts", "adaptation", "bare", "identity", "settled", "windows"]
 

@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 
 from gensamp.core import PyTree, Target, bind, require, scalar
 
-__all__ = ["dimension", "euclidean", "read_log_density", "read_metric", "read_start", "read_step_size", "strong"]
+__all__ = ["cast", "dimension", "euclidean", "read_log_density", "read_metric", "read_start", "read_step_size", "strong"]
 
 
 def dimension(template: PyTree) -> int:
@@ -115,21 +115,22 @@ def euclidean(inverse_mass_matrix: jax.Array) -> Metric:
     metric = gaussian_euclidean(inverse_mass_matrix)
 
     def sample_momentum(rng_key, position):
-        return _as_typed(position, metric.sample_momentum(rng_key, position))
+        return cast(metric.sample_momentum(rng_key, position), position)
 
     def scale(position, element, *, inv, trans):
-        return _as_typed(element, metric.scale(position, element, inv=inv, trans=trans))
+        return cast(metric.scale(position, element, inv=inv, trans=trans), element)
 
     return metric._replace(sample_momentum=sample_momentum, scale=scale)
+
+
+def cast(new: PyTree, old: PyTree) -> PyTree:
+    """A tree with the dtypes of one like it; blackjax mixes in the default ones."""
+    return jax.tree.map(lambda a, b: jnp.asarray(a).astype(b.dtype), new, old)
 
 
 def strong(state: PyTree) -> PyTree:
     """The same arrays with strong types: a weakly typed state would compile everything downstream twice."""
     return jax.tree.map(lambda a: jax.lax.convert_element_type(a, jnp.result_type(a)), state)
-
-
-def _as_typed(like, tree):
-    return jax.tree.map(lambda a, b: a.astype(b.dtype), tree, like)
 
 
 def _below_infinity(log_density, x):
