@@ -87,11 +87,10 @@ def accept_everything(key, state, *arguments):
     return state._replace(**{name: getattr(info.proposal, name) for name in state._fields}), info
 
 
-def two_metrics(key, state, log_density, step_size, inverse_mass_matrix, count):
+def two_metrics(key, state, log_density, step_size, metric, count):
     """blackjax's kernel with the momentum of the identity metric."""
-    metric = gaussian_euclidean(inverse_mass_matrix)
-    metric = metric._replace(sample_momentum=gaussian_euclidean(jnp.ones_like(state.position)).sample_momentum)
-    return HMC(key, state, log_density, step_size, metric, count)
+    identity = gaussian_euclidean(jnp.ones_like(state.position))
+    return HMC(key, state, log_density, step_size, metric._replace(sample_momentum=identity.sample_momentum), count)
 
 
 class TestGHMC:
